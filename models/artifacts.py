@@ -1,0 +1,121 @@
+"""What lies in the artifact root: base models, snapshots, checkpoints, and the manifest that completes each folder."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from models.contract import Contract
+from models.fingerprint import ID_LENGTH
+from models.recipe import Precision
+
+Stage = Literal["base", "sft", "reward", "dpo", "grpo"]
+Kind = Literal["base", "dataset", "checkpoint", "evaluation"]
+
+SCHEMA_VERSION = 1
+"""Version of the manifest's layout; readers accept every version up to this one."""
+
+
+class FileEntry(Contract):
+    """One file of a finished folder."""
+
+    path: str
+    """Path relative to the folder, with forward slashes."""
+    size_bytes: int
+    """Size."""
+    sha256: str
+    """Digest of the content, 64 hexadecimal digits."""
+
+
+class Attempt(Contract):
+    """One try at a stage, as noted in the ledger beside the unfinished checkpoint."""
+
+    per_device_train_batch_size: int
+    """Rows that went through the model at once."""
+    gradient_accumulation_steps: int
+    """Micro-batches per optimizer step."""
+    started: str
+    """UTC time, ISO 8601."""
+    seconds: float
+    """Wall time of the attempt."""
+    outcome: Literal["completed", "out_of_memory", "failed", "cancelled"]
+    """How it ended."""
+    cause: str = ""
+    """First line of the error, where there was one."""
+    resumed_from_step: int = 0
+    """Optimizer step that the attempt went on from."""
+    peak_memory_bytes: int = 0
+    """Largest resident set of the training process, or the accelerator's peak where there is one; 0: unknown."""
+
+
+class Manifest(Contract):
+    """What a finished folder is made of. Written last: a folder without a manifest is not finished."""
+
+    schema_version: int = SCHEMA_VERSION
+    """Layout of this file."""
+    kind: Kind
+    """What the folder holds."""
+    fingerprint: str
+    """SHA-256 of `identity`."""
+    identity: dict[str, Any]
+    """Everything asked for that decides the content, parents and datasets by their own fingerprints."""
+    parents: dict[str, str] = {}
+    """Names of the folders this one was made from, by role (`policy`, `reward_model`, `dataset`, ...)."""
+    origin: dict[str, Any] = {}
+    """Where the content came from: hub id and revision, file digests, source paths relative to the recipe."""
+    metrics: dict[str, float] = {}
+    """Figures measured while making it."""
+    machine: dict[str, str | int] = {}
+    """Device, precision and cores that it was made on."""
+    versions: dict[str, str] = {}
+    """Versions of the libraries that it was made with."""
+    code: dict[str, str] = {}
+    """Version of this pipeline and, in a checkout, its git commit."""
+    attempts: tuple[Attempt, ...] = ()
+    """Every try, failed ones included."""
+    created: str
+    """UTC time, ISO 8601."""
+    files: tuple[FileEntry, ...]
+    """Every other file of the folder."""
+
+
+class Artifact(Contract):
+    """A finished folder of the artifact root."""
+
+    path: Path
+    """The folder, absolute."""
+    fingerprint: str
+    """64 hexadecimal digits; the first ones end the folder's name."""
+
+    @property
+    def id(self) -> str:
+        """The short form of the fingerprint, as in the folder's name."""
+        return self.fingerprint[:ID_LENGTH]
+
+
+class Dataset(Artifact):
+    """A frozen, checked snapshot of rows."""
+
+    rows: int
+    """Number of rows."""
+    source: str
+    """The source as the recipe names it."""
+
+    @property
+    def file(self) -> Path:
+        """The rows, one JSON object a line."""
+        return self.path / "rows.jsonl"
+
+
+class Checkpoint(Artifact):
+    """A self-contained model: merged weights, tokenizer and chat template, loadable by Transformers as it is."""
+
+    stage: Stage
+    """The stage that trained it; `base` for the converted base model."""
+    precision: Precision
+    """Number format of its weights."""
+    metrics: dict[str, float] = {}
+    """Figures measured while making it."""
+
+    @property
+    def name(self) -> str:
+        """Stage and short fingerprint, as people quote it: `dpo-0123456789abcdef`."""
+        return f"{self.stage}-{self.id}"

@@ -1,0 +1,45 @@
+"""Every error that a user can meet. Each is built from one string, since Prefect stores type and message alone.
+
+AlignError
+├── InputError         what was asked for cannot work; nothing was written (exit code 2)
+└── StageError         a stage failed while it ran (exit code 1)
+    ├── OutOfMemory    the device or the host ran out of memory; retried at a smaller micro-batch
+    └── DamagedArtifact  files on disk differ from their manifest
+"""
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+
+class AlignError(Exception):
+    """Base of the errors whose message is meant for the user and shown without a traceback."""
+
+
+class InputError(AlignError):
+    """Recipe, data, model or machine cannot do what was asked: value seen, rule, remedy, place."""
+
+
+class StageError(AlignError):
+    """A stage failed while it ran."""
+
+
+class OutOfMemory(StageError):
+    """The device or the host ran out of memory at the current micro-batch."""
+
+
+class DamagedArtifact(StageError):
+    """A finished folder no longer agrees with its manifest."""
+
+
+def describe_validation(error: ValidationError, source: str) -> str:
+    """Turn Pydantic's report into one line per problem: `source: key: rule (got value)`."""
+    return "\n".join(_describe_problem(problem, source) for problem in error.errors(include_url=False))
+
+
+def _describe_problem(problem: ErrorDetails, source: str) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    seen = problem.get("input")
+    shows_value = problem["type"] not in {"missing", "unknown_key", "value_error"} and not isinstance(seen, dict)
+    value = f" (got {seen!r})" if shows_value else ""
+    return ": ".join(part for part in (source, key, message + value) if part)

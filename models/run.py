@@ -1,0 +1,49 @@
+"""The record of a run: what was asked for, what each stage made of it, and where it stands."""
+
+from pathlib import Path
+from typing import Literal
+
+from models.artifacts import Checkpoint, Stage
+from models.contract import Contract
+from models.evaluation import EvaluationResult
+from models.recipe import Recipe
+
+RunState = Literal["running", "completed", "failed", "cancelled", "crashed"]
+
+
+class StageOutcome(Contract):
+    """How one stage of a run ended."""
+
+    stage: Stage
+    """The stage."""
+    checkpoint: Checkpoint
+    """What it made or found."""
+    cached: bool
+    """Whether the checkpoint was there already."""
+    seconds: float
+    """Wall time spent on the stage in this run."""
+
+
+class RunRecord(Contract):
+    """`runs/<id>/run.json`."""
+
+    id: str
+    """Name of the run's folder: UTC time and a random part."""
+    state: RunState
+    """Where the run stands."""
+    recipe: Recipe
+    """The recipe with all defaults filled in."""
+    recipe_name: str
+    """The recipe's file name without its ending, or `recipe`."""
+    started: str
+    """UTC time, ISO 8601."""
+    finished: str | None = None
+    """UTC time, ISO 8601."""
+    error: str = ""
+    """Message of the error that ended the run."""
+    stages: tuple[StageOutcome, ...] = ()
+    """The stages that ended, in the order of the pipeline."""
+    evaluations: tuple[EvaluationResult, ...] = ()
+    """Figures of the base model and of every stage."""
+    report: Path | None = None
+    """The HTML report."""

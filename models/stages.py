@@ -1,0 +1,168 @@
+"""Typed inputs of the stages. An input's fingerprint names the folder of what the stage makes.
+
+In the fingerprint is all that changes the weights: stage, version of its code, hyperparameters, seed, precision as
+resolved, and the fingerprints of parents and datasets. Not in it: where files are, how the batch is split over devices
+and accumulation, retries and logging. A retrained parent has the same fingerprint, so its children stay valid.
+"""
+
+from typing import Any, ClassVar
+
+from models.artifacts import Artifact, Checkpoint, Dataset, Stage
+from models.contract import Contract
+from models.fingerprint import ID_LENGTH, fingerprint
+from models.recipe import DPO, GRPO, SFT, BaseModelSource, Evaluation, Precision, RewardModel, Training
+
+
+class BaseModelInput(Contract):
+    """A source and the precision to keep it in."""
+
+    code_version: ClassVar[int] = 1
+
+    source: BaseModelSource
+    """Where the model comes from."""
+    origin: dict[str, str]
+    """What pins its content, the chat template's included: digests of files, or hub id and commit."""
+    precision: Precision
+    """Number format of the converted weights."""
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the converted model, as JSON data."""
+        return {
+            "stage": "base",
+            "code_version": self.code_version,
+            "origin": self.origin,
+            "tokens": self.source.model_dump(mode="json", include={"pad_token", "eos_token"}),
+            "precision": self.precision,
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the identity."""
+        return fingerprint(self.identity())
+
+
+class TrainingInput(Contract):
+    """What every training stage needs beside its own hyperparameters."""
+
+    stage: ClassVar[Stage]
+    code_version: ClassVar[int]
+    """Raise it when a change to the stage's code changes the weights that come out."""
+
+    policy: Checkpoint
+    """The model that training starts from."""
+    dataset: Dataset
+    """The rows to train on."""
+    hyperparameters: Training
+    """The recipe's section for this stage."""
+    seed: int
+    """Seed of initialisation, data order and sampling."""
+    precision: Precision
+    """Number format of weights and activations."""
+    system_prompt: str | None = None
+    """The recipe's system prompt, for whoever chats with the model; the dataset's rows hold it already."""
+    versions: dict[str, str] = {}
+    """Library versions that count as part of the identity (`strict_versions`); empty: none do."""
+
+    def parents(self) -> dict[str, Artifact]:
+        """Everything this stage is made from, by role."""
+        return {"policy": self.policy, "dataset": self.dataset}
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the weights, as JSON data."""
+        return {
+            "stage": self.stage,
+            "code_version": self.code_version,
+            "hyperparameters": self.hyperparameters.model_dump(mode="json", exclude={"dataset"}),
+            "parents": {role: parent.fingerprint for role, parent in self.parents().items()},
+            "seed": self.seed,
+            "precision": self.precision,
+            "versions": self.versions,
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the identity."""
+        return fingerprint(self.identity())
+
+    @property
+    def name(self) -> str:
+        """Name of the checkpoint that this input leads to: `dpo-0123456789abcdef`."""
+        return f"{self.stage}-{self.fingerprint[:ID_LENGTH]}"
+
+
+class SFTInput(TrainingInput):
+    """Supervised fine-tuning of the base model."""
+
+    stage: ClassVar[Stage] = "sft"
+    code_version: ClassVar[int] = 1
+    hyperparameters: SFT
+
+
+class RewardInput(TrainingInput):
+    """Reward modelling from the SFT model."""
+
+    stage: ClassVar[Stage] = "reward"
+    code_version: ClassVar[int] = 1
+    hyperparameters: RewardModel
+    heldout: Dataset
+    """Pairs that it is checked on; they do not change its weights and so not its fingerprint."""
+
+
+class DPOInput(TrainingInput):
+    """Preference training of the SFT model, which is also the reference."""
+
+    stage: ClassVar[Stage] = "dpo"
+    code_version: ClassVar[int] = 1
+    hyperparameters: DPO
+
+
+class GRPOInput(TrainingInput):
+    """Reinforcement learning of the last policy."""
+
+    stage: ClassVar[Stage] = "grpo"
+    code_version: ClassVar[int] = 1
+    hyperparameters: GRPO
+    reward_model: Checkpoint | None = None
+    """Scorer of completions, where the recipe's rewards ask for one."""
+
+    def parents(self) -> dict[str, Artifact]:
+        """Policy, prompts and, where one is used, the reward model."""
+        used = self.reward_model and any(reward.kind == "reward_model" for reward in self.hyperparameters.rewards)
+        return super().parents() | ({"reward_model": self.reward_model} if used and self.reward_model else {})
+
+
+class EvaluationInput(Contract):
+    """One model and the rows that it is judged on."""
+
+    code_version: ClassVar[int] = 1
+
+    checkpoint: Checkpoint
+    """The model to judge; a reward model is judged on pairs only."""
+    spec: Evaluation
+    """What to measure."""
+    prompts: Dataset
+    """Held-out prompts with their answers."""
+    preferences: Dataset | None
+    """Held-out pairs."""
+    seed: int
+    """Seed of sampling."""
+
+    def parents(self) -> dict[str, Artifact]:
+        """The model and the rows, by role."""
+        pairs = {"preferences": self.preferences} if self.preferences else {}
+        return {"checkpoint": self.checkpoint, "prompts": self.prompts} | pairs
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the figures, as JSON data."""
+        return {
+            "stage": "evaluation",
+            "code_version": self.code_version,
+            "spec": self.spec.model_dump(mode="json", exclude={"prompts", "preferences"}),
+            "parents": {role: parent.fingerprint for role, parent in self.parents().items()},
+            "seed": self.seed,
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the identity."""
+        return fingerprint(self.identity())
