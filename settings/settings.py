@@ -1,0 +1,57 @@
+"""Settings: what differs between a laptop and a cluster and changes no weight.
+
+Read from the environment (`ALIGN_…`) and a `.env` file. Built in the flow or the command and passed down; nothing reads
+them at import.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from models.errors import InputError, describe_validation
+
+
+class Settings(BaseSettings):
+    """Facts about this machine and wishes about how, not what, to train."""
+
+    model_config = SettingsConfigDict(env_prefix="ALIGN_", env_file=".env", extra="ignore", frozen=True)
+
+    home: Path = Path("artifacts")
+    """Artifact root: base models, datasets, checkpoints, runs."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Device to train on; `auto` takes the best there is."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads for all stages together; default: the cores that this process may use."""
+    parallel_stages: int | None = Field(None, ge=1)
+    """Stages that may run at the same time; default: 2 on a CPU with at least two cores, else one a device."""
+    per_device_train_batch_size: int | None = Field(None, ge=1)
+    """Largest micro-batch in rows; default: the whole effective batch. Halved after running out of memory."""
+    max_attempts: int = Field(6, ge=1)
+    """Tries at a stage that runs out of memory, the first included."""
+    checkpoint_every_steps: int = Field(25, ge=1)
+    """Optimizer steps between two trainer checkpoints, from which an interrupted stage goes on."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time, the same weights."""
+    stage_timeout_seconds: float | None = Field(None, gt=0)
+    """A stage that takes longer is stopped and fails; default: no limit."""
+    reserved_disk_bytes: int = Field(1_000_000_000, ge=0)
+    """Space that must stay free on the artifact root's disk."""
+    strict_versions: bool = False
+    """Make library versions part of every fingerprint."""
+    report_to: tuple[str, ...] = ()
+    """Trackers that get the training metrics, by Transformers' names (`tensorboard`, `wandb`, …)."""
+
+
+def load_settings() -> Settings:
+    """Read the settings.
+
+    Raises:
+        InputError: a variable has an impossible value; the message names it.
+    """
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        raise InputError(describe_validation(error, "environment (ALIGN_… variables)")) from None
+    return settings.model_copy(update={"home": settings.home.absolute()})
