@@ -1,0 +1,60 @@
+"""A dataset as a Prefect task: read, checked against its stage, and frozen as a snapshot under its content's digest."""
+
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from models.artifacts import Dataset, Manifest
+from models.fingerprint import ID_LENGTH, canonical_json
+from models.recipe import DatasetSource
+from tasks.execution import Execution
+from tasks.making import find_or_make
+from tasks.provenance import provenance
+from tasks.rows import CheckedRows, Role, check_rows, digest
+from tasks.store import ArtifactStore
+from tasks.telling import Teller
+
+
+@task(name="prepare-dataset", task_run_name="dataset for {role}", cache_policy=NO_CACHE)
+def prepare_dataset(source: DatasetSource, role: Role, system_prompt: str | None, execution: Execution) -> Dataset:
+    """Read and check rows, and freeze them; the same content gives the same snapshot, whatever file it came from.
+
+    Raises:
+        InputError: a row does not fit the stage, or there are none.
+    """
+    checked = check_rows(source, role, system_prompt)
+    content = digest(checked.rows)
+
+    def make(store: ArtifactStore, teller: Teller) -> Manifest:
+        return _write_and_publish(content, checked, source, execution, store)
+
+    def read(path: Path, manifest: Manifest) -> Dataset:
+        return Dataset(path=path, fingerprint=content, rows=len(checked.rows), source=_public_name(source))
+
+    return find_or_make("dataset", content[:ID_LENGTH], execution, make, read)
+
+
+def _write_and_publish(
+    content: str, checked: CheckedRows, source: DatasetSource, execution: Execution, store: ArtifactStore
+) -> Manifest:
+    name = content[:ID_LENGTH]
+    folder = store.partial("dataset", name)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(canonical_json(row) + "\n" for row in checked.rows)
+    return store.publish(
+        folder,
+        name=name,
+        kind="dataset",
+        fingerprint=content,
+        identity={"rows_sha256": content},
+        origin=source.model_dump(mode="json") | {"path": _public_name(source)},
+        metrics={"rows": float(len(checked.rows)), "duplicates_dropped": float(checked.duplicates)},
+        **provenance(execution),
+    )
+
+
+def _public_name(source: DatasetSource) -> str:
+    """The hub id, or a local file's name without the folders that say whose machine it was on."""
+    return Path(source.path).name if Path(source.path).exists() else source.path

@@ -1,0 +1,111 @@
+"""Checks of a recipe's datasets: every row fits its stage, and no held-out prompt is trained on."""
+
+import json
+import reprlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from models.artifacts import Stage
+from models.contract import Contract
+from models.errors import InputError
+from models.fingerprint import canonical_json
+from models.recipe import DatasetSource, Recipe, Training
+from tasks.rows import Role, Row, check_rows
+
+
+class DatasetCheck(Contract):
+    """One use of a dataset in the recipe."""
+
+    place: str
+    """Key in the recipe: `sft.dataset`, `evaluation.prompts`, …"""
+    path: str
+    """The source as the recipe names it."""
+    rows: int
+    """Rows that will be used."""
+    duplicates: int
+    """Rows left out because an earlier one is equal."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A checked dataset, reduced to what later checks need."""
+
+    check: DatasetCheck
+    prompts: frozenset[str]
+    """Conversations before the reply, without system messages, as JSON."""
+
+
+@contextmanager
+def noting(problems: list[str]) -> Iterator[None]:
+    """Keep an error's message and go on, so that one try shows all problems."""
+    try:
+        yield
+    except InputError as error:
+        problems.append(str(error))
+
+
+def training_sections(recipe: Recipe) -> dict[Stage, Training]:
+    """The recipe's training stages, by name, in order."""
+    sections: dict[Stage, Training | None] = {
+        "sft": recipe.sft, "reward": recipe.reward, "dpo": recipe.dpo, "grpo": recipe.grpo,
+    }  # fmt: skip
+    return {stage: section for stage, section in sections.items() if section}
+
+
+def _uses(recipe: Recipe) -> Iterator[tuple[str, DatasetSource, Role]]:
+    """Every dataset of the recipe: its place, its source and what it is for."""
+    roles: dict[Stage, Role] = {"sft": "sft", "reward": "preference", "dpo": "preference", "grpo": "prompts"}
+    for stage, section in training_sections(recipe).items():
+        yield f"{stage}.dataset", section.dataset, roles[stage]
+    yield "evaluation.prompts", recipe.evaluation.prompts, "prompts"
+    if recipe.evaluation.preferences:
+        yield "evaluation.preferences", recipe.evaluation.preferences, "preference"
+
+
+def read_tables(recipe: Recipe, problems: list[str]) -> dict[str, Table]:
+    """Check all rows of all datasets, each source once; those with problems are left out and noted."""
+    read: dict[str, Table | None] = {}
+    tables = {}
+    for place, source, role in _uses(recipe):
+        key = canonical_json([source.model_dump(mode="json"), role])
+        if key not in read:
+            read[key] = None
+            with noting(problems):
+                read[key] = _read_table(place, source, role, recipe.system_prompt)
+        found = read[key]
+        if found:
+            tables[place] = Table(found.check.model_copy(update={"place": place}), found.prompts)
+    return tables
+
+
+def _read_table(place: str, source: DatasetSource, role: Role, system_prompt: str | None) -> Table:
+    try:
+        checked = check_rows(source, role, system_prompt)
+    except InputError as error:
+        raise InputError("\n".join(f"{place}: {line}" for line in str(error).splitlines())) from None
+    check = DatasetCheck(place=place, path=source.path, rows=len(checked.rows), duplicates=checked.duplicates)
+    return Table(check, frozenset(map(_prompt_key, checked.rows)))
+
+
+def _prompt_key(row: Row) -> str:
+    """The conversation that a reply is asked for; a system message makes no new question."""
+    turns = [[turn["role"], turn["content"].strip()] for turn in row["prompt"] if turn["role"] != "system"]
+    return canonical_json(turns)
+
+
+def check_leakage(tables: dict[str, Table], problems: list[str]) -> None:
+    """Refuse held-out rows whose prompt some stage trains on: figures on them would say nothing."""
+    training = {place: table for place, table in tables.items() if place.endswith(".dataset")}
+    for place, heldout in tables.items():
+        if place in training:
+            continue
+        for other, table in training.items():
+            shared = heldout.prompts & table.prompts
+            if shared:
+                counts = f"{len(shared)} of {len(heldout.prompts)} held-out prompts of {heldout.check.path}"
+                example = reprlib.repr(json.loads(min(shared))[-1][1])
+                problems.append(
+                    f"{place}: {counts} also occur in {other} ({table.check.path}), e.g. {example}; "
+                    "remove them from one of the two"
+                )

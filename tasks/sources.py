@@ -1,0 +1,116 @@
+"""Rows of a local file, a folder of files or a hub dataset, each with the place that an error about it names.
+
+A folder holds files of one format, read in the order of their names. What is no local path and has the form of a hub id
+is loaded with `datasets`.
+"""
+
+import re
+from collections.abc import Iterator
+from difflib import get_close_matches
+from itertools import islice
+from pathlib import Path
+
+from models.errors import InputError
+from models.recipe import DatasetSource
+from tasks.readers import FORMATS, Entry, Row, file_entries, file_format, shown_names
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def read_rows(source: DatasetSource) -> Iterator[tuple[str, Row]]:
+    """Each row of `source` with its place, such as `data/sft.jsonl: line 12`; at most `max_rows` of them.
+
+    Raises:
+        InputError: there is nothing at this path, or a file or row of it cannot be read.
+    """
+    for place, entry in read_entries(source):
+        if isinstance(entry, InputError):
+            raise InputError(f"{place}: {entry}")
+        yield place, entry
+
+
+def read_entries(source: DatasetSource) -> Iterator[Entry]:
+    """Like `read_rows`, but a row that cannot be read comes as an error, and reading goes on after it.
+
+    Raises:
+        InputError: there is nothing at this path, or the rest of a file cannot be read.
+    """
+    return islice(_all_entries(source), source.max_rows)
+
+
+def _all_entries(source: DatasetSource) -> Iterator[Entry]:
+    path = Path(source.path)
+    try:
+        files = _local_files(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error}); correct the path or its permissions") from error
+    if files:
+        _refuse_hub_keys(source)
+        for file in files:
+            yield from file_entries(file)
+    elif HUB_ID.fullmatch(source.path) and not file_format(path):
+        yield from _hub_entries(source)
+    else:
+        raise InputError(f"{path}: no such file or folder; {_nearest_file(path)}")
+
+
+def _local_files(path: Path) -> list[Path]:
+    """The file itself, or the data files of a folder, where a README and the like are ignored; or nothing."""
+    if not path.exists():
+        return []
+    if path.is_dir():
+        return _folder_files(path)
+    if not file_format(path):
+        raise InputError(f"{path}: the ending '{path.suffix}' belongs to no format known here; give {FORMATS}")
+    return [path]
+
+
+def _folder_files(folder: Path) -> list[Path]:
+    files = sorted(file for file in folder.iterdir() if not file.name.startswith(".") and file_format(file))
+    formats = sorted({str(file_format(file)) for file in files})
+    if not files:
+        raise InputError(f"{folder}: the folder holds no data file; give {FORMATS}")
+    if len(formats) > 1:
+        names = shown_names([file.name for file in files])
+        remedy = "a folder is read as one format: name one file, or move the others"
+        raise InputError(f"{folder}: the folder mixes {' and '.join(formats)} ({names}); {remedy}")
+    return files
+
+
+def _refuse_hub_keys(source: DatasetSource) -> None:
+    split = source.split if source.split != "train" else None
+    for key, value in {"name": source.name, "split": split, "revision": source.revision}.items():
+        if value is not None:
+            remedy = f"remove {key}, or name the file that holds these rows"
+            rule = "applies to hub datasets only, and this is a local path"
+            raise InputError(f"{source.path}: {key} '{value}' {rule}; {remedy}")
+
+
+def _nearest_file(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"there is no folder '{path.parent}' either; correct the path"
+    near = get_close_matches(path.name, [file.name for file in path.parent.iterdir()], n=1)
+    return f"did you mean '{near[0]}'?" if near else "correct the path"
+
+
+def _hub_entries(source: DatasetSource) -> Iterator[Entry]:
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(source.path, source.name, split=source.split, revision=source.revision)
+    except Exception as error:  # whatever the library raises is about what was asked for
+        raise InputError(_hub_failure(source, error)) from error
+    if not len(rows):
+        raise InputError(f"{source.path}: split '{source.split}' holds no rows; name another split")
+    for number, row in enumerate(rows, 1):
+        yield f"{source.path} ({source.split}): row {number}", row
+
+
+def _hub_failure(source: DatasetSource, error: Exception) -> str:
+    asked = {"name": source.name, "split": source.split, "revision": source.revision}
+    shown = ", ".join(f"{key} '{value}'" for key, value in asked.items() if value is not None)
+    cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (
+        f"{source.path}: there is no local file or folder of this name, and as a hub dataset ({shown}) it could not be "
+        f"loaded: {cause}; correct the path or these keys, check the connection and your access, or name a local file"
+    )
