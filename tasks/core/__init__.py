@@ -1,0 +1,1 @@
+"""What runs in the training process: torch, Transformers, TRL and PEFT; no Prefect."""

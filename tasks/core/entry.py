@@ -1,0 +1,56 @@
+"""The doors into the training process. Importing this module imports no torch; going through a door does.
+
+The flow's process hands one of these functions to a child, which calls it.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from models.evaluation import EvaluationResult
+from models.stages import BaseModelInput, DPOInput, EvaluationInput, GRPOInput, RewardInput, SFTInput
+from tasks.core.plan import TrainingPlan, TrainingResult
+
+if TYPE_CHECKING:
+    from tasks.core.trainer import Report
+
+
+def convert(stage: BaseModelInput, location: str, folder: Path, report: "Report") -> dict[str, float]:
+    """See `tasks.core.conversion`."""
+    from tasks.core.conversion import convert_base_model
+
+    return convert_base_model(stage, location, folder, report)
+
+
+def sft(stage: SFTInput, plan: TrainingPlan, folder: Path, report: "Report") -> TrainingResult:
+    """See `tasks.core.sft`."""
+    from tasks.core.sft import train_sft_model
+
+    return train_sft_model(stage, plan, folder, report)
+
+
+def reward(stage: RewardInput, plan: TrainingPlan, folder: Path, report: "Report") -> TrainingResult:
+    """See `tasks.core.reward`."""
+    from tasks.core.reward import train_scorer
+
+    return train_scorer(stage, plan, folder, report)
+
+
+def dpo(stage: DPOInput, plan: TrainingPlan, folder: Path, report: "Report") -> TrainingResult:
+    """See `tasks.core.dpo`."""
+    from tasks.core.dpo import train_dpo_model
+
+    return train_dpo_model(stage, plan, folder, report)
+
+
+def grpo(stage: GRPOInput, plan: TrainingPlan, folder: Path, report: "Report") -> TrainingResult:
+    """See `tasks.core.grpo`."""
+    from tasks.core.grpo import train_grpo_policy
+
+    return train_grpo_policy(stage, plan, folder, report)
+
+
+def evaluate(stage: EvaluationInput, device: str, folder: Path, report: "Report") -> EvaluationResult:
+    """See `tasks.core.evaluation`."""
+    from tasks.core.evaluation import evaluate_model
+
+    return evaluate_model(stage, device, folder, report)

@@ -1,0 +1,109 @@
+"""What a model does on the held-out rows: greedy replies, sampled replies, and preference pairs."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import set_seed
+
+from models.evaluation import Estimate, EvaluationResult, Sample
+from models.stages import EvaluationInput
+from tasks.core.generation import ChatModel, generate
+from tasks.core.loading import DTYPES, load_policy, load_scorer, load_tokenizer, read_snapshot
+from tasks.core.scoring import more_likely, preferred
+from tasks.core.statistics import mean_reward, proportion
+from tasks.core.trainer import Report
+from tasks.core.verifiers import VERIFIERS
+
+Row = dict[str, Any]
+
+
+def evaluate_model(stage: EvaluationInput, device: str, folder: Path, report: Report) -> EvaluationResult:
+    """Measure a policy on prompts and pairs, or a reward model on pairs; the result is written to `folder` too."""
+    started = time.monotonic()
+    measure = _measure_scorer if stage.checkpoint.stage == "reward" else _measure_policy
+    result = EvaluationResult(checkpoint=stage.checkpoint, **measure(stage, device, report))
+    result = result.model_copy(update={"seconds": time.monotonic() - started})
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "result.json").write_text(result.model_dump_json(indent=2))
+    return result
+
+
+def _measure_scorer(stage: EvaluationInput, device: str, report: Report) -> dict[str, Any]:
+    report({"phase": "scoring held-out pairs"})
+    scorer = load_scorer(stage.checkpoint.path, DTYPES[stage.checkpoint.precision], device).eval()
+    tokenizer = load_tokenizer(stage.checkpoint.path)
+    return _on_pairs(stage, lambda pairs: preferred(scorer, tokenizer, pairs))
+
+
+def _measure_policy(stage: EvaluationInput, device: str, report: Report) -> dict[str, Any]:
+    model = load_policy(stage.checkpoint.path, DTYPES[stage.checkpoint.precision], device).eval()
+    chat = ChatModel(model, load_tokenizer(stage.checkpoint.path))
+    rows = read_snapshot(stage.prompts)
+
+    def progress(phase: str) -> Callable[[int], None]:
+        return lambda done: report({"phase": phase, "step": done, "total_steps": len(rows)})
+
+    figures = _greedy(stage, chat, rows, progress("answering"))
+    if stage.spec.num_samples:
+        figures["sampled_reward"] = _sampled(stage, chat, rows, progress("sampling"))
+    return figures | _on_pairs(stage, lambda pairs: more_likely(chat.model, chat.tokenizer, pairs))
+
+
+def _greedy(
+    stage: EvaluationInput, chat: ChatModel, rows: list[Row], on_progress: Callable[[int], None]
+) -> dict[str, Any]:
+    """Exact match of greedy replies, overall and by kind, with the replies themselves."""
+    prompts = [row["prompt"] for row in rows]
+    replies = generate(chat, prompts, max_new_tokens=stage.spec.max_new_tokens, on_progress=on_progress)
+    rewards = _verify(stage, rows, [reply[0] for reply in replies])
+    samples = [
+        Sample(
+            prompt=row["prompt"][-1]["content"],
+            reply=reply[0],
+            answer=tuple(row["answer"]),
+            correct=reward >= 1,
+            kind=row["kind"],
+        )
+        for row, reply, reward in zip(rows, replies, rewards, strict=True)
+    ]
+    verdicts = [sample.correct for sample in samples]
+    return {
+        "exact_match": proportion(verdicts),
+        "exact_match_by_kind": _by_kind(rows, verdicts),
+        "samples": tuple(samples),
+    }
+
+
+def _sampled(stage: EvaluationInput, chat: ChatModel, rows: list[Row], on_progress: Callable[[int], None]) -> Estimate:
+    """Mean verifiable reward at temperature 1; the interval is over prompts, whose replies are not independent."""
+    set_seed(stage.seed)
+    prompts = [row["prompt"] for row in rows]
+    count, length = stage.spec.num_samples, stage.spec.max_new_tokens
+    drawn = generate(chat, prompts, max_new_tokens=length, temperature=1.0, num_replies=count, on_progress=on_progress)
+    repeated = [row for row in rows for _ in range(count)]
+    rewards = _verify(stage, repeated, [reply for replies in drawn for reply in replies])
+    return mean_reward([sum(rewards[at : at + count]) / count for at in range(0, len(rewards), count)])
+
+
+def _verify(stage: EvaluationInput, rows: list[Row], replies: list[str]) -> list[float]:
+    completions = [[{"role": "assistant", "content": reply}] for reply in replies]
+    return VERIFIERS[stage.spec.verifier](completions=completions, answer=[row["answer"] for row in rows])
+
+
+def _on_pairs(stage: EvaluationInput, judge: Callable[[list[Row]], list[bool]]) -> dict[str, Any]:
+    """Preference accuracy, overall and by kind; nothing where there are no pairs."""
+    if stage.preferences is None:
+        return {}
+    pairs = read_snapshot(stage.preferences)
+    verdicts = judge(pairs)
+    return {"preference_accuracy": proportion(verdicts), "preference_accuracy_by_kind": _by_kind(pairs, verdicts)}
+
+
+def _by_kind(rows: Sequence[Row], verdicts: Sequence[bool]) -> dict[str, Estimate]:
+    groups: dict[str, list[bool]] = defaultdict(list)
+    for row, verdict in zip(rows, verdicts, strict=True):
+        groups[row["kind"]].append(verdict)
+    return {kind: proportion(group) for kind, group in sorted(groups.items())}

@@ -1,0 +1,109 @@
+"""Replies of a model to conversations: one at a time for a chat, batched by length for an evaluation."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tasks.core.loading import load_policy, load_tokenizer
+
+Message = dict[str, Any]
+
+BATCH_TOKENS = 8192
+"""Prompt and reply tokens, with padding, that one generation batch may hold."""
+
+
+@dataclass(frozen=True)
+class ChatModel:
+    """A model with its tokenizer, ready to reply."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def load_chat(path: Path, device: str = "cpu", dtype: torch.dtype | str = "auto") -> ChatModel:
+    """Load a finished checkpoint for chatting, in the number format that it was written in."""
+    return ChatModel(load_policy(path, dtype, device).eval(), load_tokenizer(path))
+
+
+def chat_generate(
+    chat: ChatModel, messages: Sequence[Message], *, max_new_tokens: int = 256, temperature: float = 0.0
+) -> str:
+    """Format a conversation with the model's chat template and return the assistant's reply.
+
+    Args:
+        chat: The model.
+        messages: Turns with `role` and `content`, the last one the user's.
+        max_new_tokens: The reply stops here at the latest.
+        temperature: 0: the most likely token each time.
+    """
+    return generate(chat, [messages], max_new_tokens=max_new_tokens, temperature=temperature)[0][0]
+
+
+def generate(
+    chat: ChatModel,
+    conversations: Sequence[Sequence[Message]],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    num_replies: int = 1,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> list[list[str]]:
+    """Replies to many conversations, computed in batches of similar length.
+
+    Args:
+        chat: The model.
+        conversations: Each ends with a user's turn.
+        max_new_tokens: Replies stop here at the latest.
+        temperature: 0: the most likely token each time; otherwise replies are sampled.
+        num_replies: Replies per conversation.
+        on_progress: Called with the number of conversations answered so far.
+
+    Returns:
+        Replies without special tokens, as (conversations, num_replies), in the order given.
+    """
+    prompts = [_prompt_tokens(chat.tokenizer, messages) for messages in conversations]
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    replies: dict[int, list[str]] = {}
+    for batch in _batches(order, prompts, max_new_tokens, num_replies):
+        texts = _generate_batch(chat, [prompts[index] for index in batch], max_new_tokens, temperature, num_replies)
+        replies |= dict(zip(batch, texts, strict=True))
+        on_progress(len(replies))
+    return [replies[index] for index in range(len(prompts))]
+
+
+def _prompt_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tokens
+
+
+def _batches(order: list[int], prompts: list[list[int]], max_new_tokens: int, num_replies: int) -> list[list[int]]:
+    """Cut prompts, sorted by length, into batches that stay under `BATCH_TOKENS`."""
+    batches: list[list[int]] = [[]]
+    for index in order:
+        rows = (len(batches[-1]) + 1) * num_replies
+        if batches[-1] and rows * (len(prompts[index]) + max_new_tokens) > BATCH_TOKENS:
+            batches.append([])
+        batches[-1].append(index)
+    return batches if order else []
+
+
+@torch.inference_mode()
+def _generate_batch(
+    chat: ChatModel, prompts: list[list[int]], max_new_tokens: int, temperature: float, num_replies: int
+) -> list[list[str]]:
+    padded = chat.tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(chat.model.device)
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+    output = chat.model.generate(
+        **padded,
+        **sampling,
+        max_new_tokens=max_new_tokens,
+        num_return_sequences=num_replies,
+        pad_token_id=chat.tokenizer.pad_token_id,
+    )
+    texts = chat.tokenizer.batch_decode(output[:, padded["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [texts[start : start + num_replies] for start in range(0, len(texts), num_replies)]

@@ -1,0 +1,96 @@
+"""Group Relative Policy Optimization: sample a group of answers per prompt, reward each, and reinforce the better ones.
+
+    advantage = (reward - mean of the group) / standard deviation of the group
+
+Shao et al. 2024 (arXiv 2402.03300, section 4.1). The reward is a weighted sum of this run's reward model, which reads
+the conversation with its own tokenizer and template and is never trained here, and of verifiable rewards.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from trl import GRPOConfig, GRPOTrainer
+
+from models.errors import InputError
+from models.stages import GRPOInput
+from tasks.core.loading import DTYPES, load_policy, load_scorer, load_tokenizer, training_dataset
+from tasks.core.lora import lora_config, write_model
+from tasks.core.plan import TrainingPlan, TrainingResult
+from tasks.core.trainer import Report, Workspace, train, trainer_arguments
+from tasks.core.verifiers import VERIFIERS, RewardFunction
+
+
+def grpo_arguments(stage: GRPOInput, plan: TrainingPlan, folder: Path) -> dict[str, Any]:
+    """Arguments of TRL's `GRPOConfig`; one generation of `batch_size` completions feeds each optimizer step."""
+    asked = stage.hyperparameters
+    return trainer_arguments(stage, plan, folder) | {
+        "generation_batch_size": asked.batch_size,
+        "num_generations": asked.num_generations,
+        "max_completion_length": asked.max_completion_length,
+        "temperature": asked.temperature,
+        "top_p": asked.top_p,
+        "beta": asked.beta,
+        "num_iterations": asked.num_iterations,
+        "epsilon": asked.epsilon,
+        "loss_type": asked.loss_type,
+        "scale_rewards": asked.scale_rewards,
+        "reward_weights": [reward.weight for reward in asked.rewards],
+    }
+
+
+def train_grpo_policy(stage: GRPOInput, plan: TrainingPlan, folder: Path, report: Report) -> TrainingResult:
+    """Train, merge and write the model to the workspace `folder`.
+
+    Raises:
+        InputError: the rewards ask for a reward model that is missing or ranks held-out pairs no better than chance.
+    """
+    workspace = Workspace(folder)
+    set_seed(stage.seed)
+    tokenizer = load_tokenizer(stage.policy.path)
+    functions, tokenizers = _rewards(stage, plan)
+    trainer = GRPOTrainer(
+        model=load_policy(stage.policy.path, DTYPES[stage.precision]),
+        reward_funcs=functions,
+        reward_processing_classes=tokenizers,
+        args=GRPOConfig(**grpo_arguments(stage, plan, workspace.trainer)),
+        train_dataset=training_dataset(stage.dataset, ("prompt", "answer")),
+        processing_class=tokenizer,
+        peft_config=lora_config(stage.hyperparameters.lora, "CAUSAL_LM"),
+    )
+    resumed = train(trainer, workspace, report)
+    report({"phase": "merging"})
+    metrics = write_model(trainer.model, tokenizer, stage, workspace, "CAUSAL_LM")
+    return TrainingResult(metrics=metrics, resumed_from_step=resumed)
+
+
+def _rewards(
+    stage: GRPOInput, plan: TrainingPlan
+) -> tuple[list[RewardFunction | PreTrainedModel], list[PreTrainedTokenizerBase | None]]:
+    """The reward functions in the recipe's order, and the tokenizer of each that is a model."""
+    functions: list[RewardFunction | PreTrainedModel] = []
+    tokenizers: list[PreTrainedTokenizerBase | None] = []
+    for reward in stage.hyperparameters.rewards:
+        if reward.kind == "reward_model":
+            path = _checked_reward_model(stage)
+            functions.append(load_scorer(path, DTYPES[stage.precision], plan.device).requires_grad_(False).eval())
+            tokenizers.append(load_tokenizer(path))
+        else:
+            functions.append(VERIFIERS[reward.kind])
+            tokenizers.append(None)
+    return functions, tokenizers
+
+
+def _checked_reward_model(stage: GRPOInput) -> Path:
+    """The reward model's folder, if it ranks held-out pairs better than chance."""
+    model = stage.reward_model
+    if model is None:
+        raise InputError("grpo.rewards asks for a reward_model, but none was trained; add a reward stage")
+    low = model.metrics.get("heldout_accuracy_low", 0.0)
+    if low <= 0.5:
+        raise InputError(
+            f"reward model {model.name} ranks held-out pairs no better than chance (accuracy "
+            f"{model.metrics.get('heldout_accuracy', 0.0):.2f}, lower end of the 95 % interval {low:.2f}); train it "
+            "longer or on clearer pairs, or remove reward_model from grpo.rewards"
+        )
+    return model.path

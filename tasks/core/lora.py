@@ -1,0 +1,90 @@
+"""LoRA adapters: their configuration, and the merge into a self-contained model that the next stage starts from.
+
+A merge happens in a fresh load of the parent, never in the trained instance, and is believed only after the model that
+was written has been read back and gives the trained model's outputs.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from models.errors import StageError
+from models.recipe import LoRA, Precision
+from models.stages import TrainingInput
+from tasks.core.loading import DTYPES, load_policy, load_scorer
+from tasks.core.trainer import Workspace
+
+Task = Literal["CAUSAL_LM", "SEQ_CLS"]
+
+_TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 5e-3}
+"""Largest relative error of outputs that rounding the merged weights to the stored format explains."""
+
+
+def lora_config(lora: LoRA | None, task: Task) -> LoraConfig | None:
+    """PEFT's configuration; `None` for full fine-tuning.
+
+    The task type matters: only `SEQ_CLS` trains and saves a reward model's score head.
+    """
+    if lora is None:
+        return None
+    return LoraConfig(
+        task_type=task,
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.target_modules),
+    )
+
+
+def write_model(
+    trained: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    stage: TrainingInput,
+    workspace: Workspace,
+    task: Task,
+) -> dict[str, float]:
+    """Write the trained model as a folder that loads by itself, and compare what was written with what was trained.
+
+    Returns:
+        `merge_relative_error`: norm of the difference of outputs, relative to the trained model's.
+
+    Raises:
+        StageError: the written model's outputs differ by more than rounding explains.
+    """
+    load = load_policy if task == "CAUSAL_LM" else load_scorer
+    dtype = DTYPES[stage.precision]
+    expected = _outputs(trained.float(), tokenizer)
+    if isinstance(trained, PeftModel):
+        trained.save_pretrained(workspace.adapter)
+        _merge(load, stage, workspace).to(dtype).save_pretrained(workspace.model)
+    else:
+        trained.to(dtype).save_pretrained(workspace.model)
+    tokenizer.save_pretrained(workspace.model)
+    written = _outputs(load(workspace.model, torch.float32), tokenizer)
+    error = float((written - expected).norm() / expected.norm())
+    if not error <= _TOLERANCE[stage.precision]:
+        raise StageError(
+            f"the model written to {workspace.model} differs from the trained one: relative error {error:.2g}, "
+            f"allowed {_TOLERANCE[stage.precision]:.2g}; nothing was published"
+        )
+    return {"merge_relative_error": error}
+
+
+def _merge(load: Callable[..., PreTrainedModel], stage: TrainingInput, workspace: Workspace) -> PreTrainedModel:
+    """Parent plus adapter, added in float32 in a fresh load."""
+    parent = load(stage.policy.path, torch.float32)
+    adapted = PeftModel.from_pretrained(parent, workspace.adapter)
+    merged: PreTrainedModel = adapted.merge_and_unload()
+    return merged
+
+
+@torch.no_grad()
+def _outputs(model: Any, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    """Logits (or the score) of a short fixed text, in float32, on the CPU."""
+    tokens = tokenizer("Every checkpoint says what it is made of: 12 + 7 = 19.", return_tensors="pt").to(model.device)
+    model.eval()
+    logits: torch.Tensor = model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).logits
+    return logits.float().cpu()

@@ -1,0 +1,60 @@
+"""What crosses the border to the training process: the plan, in which no weight is decided, and the result."""
+
+from typing import Literal
+
+from models.contract import Contract
+from models.errors import InputError
+
+
+class TrainingPlan(Contract):
+    """Machine-side counterpart of the hyperparameters."""
+
+    device: Literal["cpu", "cuda", "mps"]
+    """Device to train on."""
+    per_device_train_batch_size: int
+    """Rows that go through the model at once."""
+    gradient_accumulation_steps: int
+    """Micro-batches per optimizer step."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass."""
+    checkpoint_every_steps: int = 25
+    """Optimizer steps between two trainer checkpoints."""
+    report_to: tuple[str, ...] = ()
+    """Trackers, by Transformers' names."""
+
+
+class TrainingResult(Contract):
+    """What a training process hands back; the model itself lies in the workspace's `model` folder."""
+
+    metrics: dict[str, float]
+    """Final figures of the stage."""
+    resumed_from_step: int
+    """Optimizer step that training went on from; 0: from the start."""
+
+
+def split_batch(batch_size: int, largest: int | None) -> tuple[int, int]:
+    """Split an effective batch into equal micro-batches.
+
+    Args:
+        batch_size: Rows per optimizer step.
+        largest: Most rows that may go through the model at once; `None`: no limit.
+
+    Returns:
+        Micro-batch size and accumulation steps; their product is `batch_size`.
+    """
+    micro = next(size for size in range(min(batch_size, largest or batch_size), 0, -1) if batch_size % size == 0)
+    return micro, batch_size // micro
+
+
+def halve(per_device_train_batch_size: int, batch_size: int) -> int:
+    """The next smaller micro-batch: the largest divisor of the effective batch that is at most half of this one.
+
+    Raises:
+        InputError: one row alone does not fit.
+    """
+    if per_device_train_batch_size == 1:
+        raise InputError(
+            "out of memory with one row at a time; set ALIGN_GRADIENT_CHECKPOINTING=true, or lower max_length, "
+            "max_completion_length or num_generations, or train with LoRA"
+        )
+    return split_batch(batch_size, per_device_train_batch_size // 2)[0]

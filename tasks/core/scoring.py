@@ -1,0 +1,71 @@
+"""Which side of a preference pair a model puts first: by log-probability for a policy, by score for a reward model."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Row = dict[str, Any]
+
+_BATCH_TOKENS = 4096
+"""Tokens, with padding, that one forward pass may hold."""
+
+
+def preferred(scorer: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Row]) -> list[bool]:
+    """Whether a reward model scores the chosen side of each pair higher than the rejected one."""
+
+    def scores(tokens: list[list[int]], starts: list[int]) -> torch.Tensor:
+        batch = tokenizer.pad({"input_ids": tokens}, padding_side="right", return_tensors="pt").to(scorer.device)
+        logits: torch.Tensor = scorer(**batch).logits
+        return logits[:, 0].float()
+
+    scorer.config.pad_token_id = tokenizer.pad_token_id
+    return _compare(tokenizer, pairs, scores)
+
+
+def more_likely(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Row]) -> list[bool]:
+    """Whether a policy gives the chosen side of each pair, given the prompt, a higher log-probability."""
+
+    def logps(tokens: list[list[int]], starts: list[int]) -> torch.Tensor:
+        batch = tokenizer.pad({"input_ids": tokens}, padding_side="right", return_tensors="pt").to(policy.device)
+        logits = policy(**batch).logits[:, :-1].float()
+        targets = batch["input_ids"][:, 1:]
+        of_tokens = logits.log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+        positions = torch.arange(1, targets.shape[1] + 1, device=targets.device)
+        in_completion = positions >= torch.tensor(starts, device=targets.device).unsqueeze(1)
+        summed: torch.Tensor = (of_tokens * in_completion * batch["attention_mask"][:, 1:]).sum(-1)
+        return summed
+
+    return _compare(tokenizer, pairs, logps)
+
+
+@torch.inference_mode()
+def _compare(
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Row],
+    score: Callable[[list[list[int]], list[int]], torch.Tensor],
+) -> list[bool]:
+    """Score both sides of every pair, in batches of similar length, and compare them.
+
+    Args:
+        tokenizer: Gives the chat template.
+        pairs: Rows with `prompt`, `chosen` and `rejected`.
+        score: From (conversations, tokens) and the position of each completion's first token to (conversations,).
+    """
+    sides = [_tokens(tokenizer, pair["prompt"], pair[side]) for pair in pairs for side in ("chosen", "rejected")]
+    order = sorted(range(len(sides)), key=lambda index: len(sides[index][0]))
+    scores = torch.zeros(len(sides))
+    while order:
+        longest = len(sides[order[-1]][0])
+        batch = [order.pop() for _ in range(min(len(order), max(1, _BATCH_TOKENS // longest)))]
+        scores[batch] = score([sides[index][0] for index in batch], [sides[index][1] for index in batch]).cpu()
+    return [bool(chosen > rejected) for chosen, rejected in scores.view(-1, 2)]
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, prompt: list[Row], completion: list[Row]) -> tuple[list[int], int]:
+    """Tokens of the whole conversation, and where the completion starts."""
+    start = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template(prompt + completion, tokenize=False)
+    tokens: list[int] = tokenizer(whole, add_special_tokens=False)["input_ids"]
+    return tokens, len(tokenizer(start, add_special_tokens=False)["input_ids"])

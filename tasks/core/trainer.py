@@ -1,0 +1,126 @@
+"""What the four trainers share: their common arguments, reporting, resuming, and the order of a training stage."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from models.errors import StageError
+from models.stages import TrainingInput
+from tasks.core.plan import TrainingPlan
+
+Report = Callable[[dict[str, Any]], None]
+
+_COMPLETE = "complete"
+"""Name of the file that marks a trainer checkpoint as wholly written."""
+
+
+class Workspace:
+    """Folders of an unfinished stage."""
+
+    def __init__(self, path: Path) -> None:
+        self.trainer = path / "trainer"
+        self.model = path / "model"
+        self.adapter = self.model / "adapter"
+        self.history = self.model / "history.jsonl"
+
+
+def trainer_arguments(stage: TrainingInput, plan: TrainingPlan, folder: Path) -> dict[str, Any]:
+    """Arguments that every TRL configuration takes, from the stage's hyperparameters and the machine's plan."""
+    asked = stage.hyperparameters
+    on_cpu = plan.device == "cpu"
+    return {
+        "output_dir": str(folder),
+        "learning_rate": asked.learning_rate,
+        "num_train_epochs": asked.num_train_epochs,
+        "max_steps": asked.max_steps or -1,
+        "lr_scheduler_type": asked.lr_scheduler_type,
+        "warmup_steps": asked.warmup_ratio,  # below 1, Transformers takes it as a share of the steps
+        "weight_decay": asked.weight_decay,
+        "adam_beta1": asked.adam_beta1,
+        "adam_beta2": asked.adam_beta2,
+        "max_grad_norm": asked.max_grad_norm,
+        "per_device_train_batch_size": plan.per_device_train_batch_size,
+        "gradient_accumulation_steps": plan.gradient_accumulation_steps,
+        "gradient_checkpointing": plan.gradient_checkpointing,
+        "seed": stage.seed,
+        "data_seed": stage.seed,
+        "use_cpu": on_cpu,
+        "dataloader_pin_memory": not on_cpu,
+        # On a CPU the model's own number format decides; mixed precision would only cast back and forth.
+        "bf16": stage.precision == "bf16" and not on_cpu,
+        "fp16": stage.precision == "fp16",
+        "save_strategy": "steps",
+        "save_steps": plan.checkpoint_every_steps,
+        "save_total_limit": 2,
+        "logging_steps": 0.005,
+        "logging_first_step": True,
+        "report_to": list(plan.report_to),
+        "disable_tqdm": True,
+    }
+
+
+def train(trainer: Trainer, workspace: Workspace, report: Report) -> int:
+    """Train to the end, from the last complete trainer checkpoint where there is one.
+
+    Returns:
+        The step that training went on from; 0: from the start.
+
+    Raises:
+        StageError: the loss is not finite, or a checkpoint was there and was not taken up.
+    """
+    checkpoint = last_complete_checkpoint(workspace.trainer)
+    progress = _Reporter(report)
+    trainer.add_callback(progress)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if checkpoint and not progress.first_step:
+        raise StageError(f"{checkpoint.name} was there, but training started from step 0; delete {workspace.trainer}")
+    workspace.history.parent.mkdir(parents=True, exist_ok=True)
+    history = [entry for entry in trainer.state.log_history if "train_runtime" not in entry]
+    workspace.history.write_text("".join(json.dumps(entry) + "\n" for entry in history))
+    if not all(torch.isfinite(parameter).all() for parameter in trainer.model.parameters() if parameter.requires_grad):
+        raise StageError("training diverged: weights are not finite; lower the learning rate")
+    return progress.first_step
+
+
+def last_complete_checkpoint(folder: Path) -> Path | None:
+    """The newest trainer checkpoint that was written to its end."""
+    complete = [path.parent for path in folder.glob(f"checkpoint-*/{_COMPLETE}")]
+    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+class _Reporter(TrainerCallback):
+    """Sends figures and time left to the parent, and marks trainer checkpoints once they are whole."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._started = time.monotonic()
+        self.first_step = 0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._started = time.monotonic()
+        self.first_step = state.global_step
+        self._report({"phase": "training", "step": state.global_step, "total_steps": state.max_steps})
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, logs: dict[str, Any], **_: Any
+    ) -> None:
+        done = state.global_step - self.first_step
+        left = (time.monotonic() - self._started) / done * (state.max_steps - state.global_step) if done else None
+        metrics = {key: float(value) for key, value in logs.items() if isinstance(value, int | float)}
+        self._report(
+            {
+                "phase": "training",
+                "step": state.global_step,
+                "total_steps": state.max_steps,
+                "metrics": metrics,
+                "seconds_left": left,
+            }
+        )
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        (Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / _COMPLETE).touch()
