@@ -1,0 +1,1 @@
+"""The report page: words, tables, charts and the picture of the pipeline, without torch or Prefect."""

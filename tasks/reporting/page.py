@@ -1,0 +1,179 @@
+"""The report of a run: one HTML file for people who decide, readable without a network, on paper and on a phone."""
+
+from dataclasses import dataclass
+from functools import cache
+from itertools import chain
+from pathlib import Path
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from models.artifacts import Attempt, Manifest, Stage
+from models.run import RunRecord, RunState
+from tasks.reporting import tables
+from tasks.reporting.charts import Chart, learning_charts, metric_charts
+from tasks.reporting.picture import MARKS, NodeState, pictures, stage_seconds, stage_state
+from tasks.reporting.verdict import by_stage, stage_verdict, verdict
+from tasks.reporting.words import STAGE_NAMES, UNKNOWN, duration, elapsed, memory, moment, stages_of
+
+SHOWN_SAMPLES = 12
+"""Rows of sample replies that are open at first."""
+LISTED_SAMPLES = 300
+"""Rows of sample replies on the page at most."""
+
+STATE_MARKS: dict[RunState, str] = {"running": "…", "completed": "✓", "failed": "✗", "cancelled": "■", "crashed": "✗"}
+
+
+@dataclass(frozen=True)
+class StageSection:
+    """Everything the page says about one stage."""
+
+    stage: Stage
+    name: str
+    title: str
+    """The stage's full name, as the recipe's form has it; empty where `name` is the full one."""
+    state: NodeState
+    mark: str
+    verdict: str
+    checkpoint: str
+    """Name of the checkpoint; empty where there is none."""
+    settings: dict[str, str]
+    seconds: str
+    evaluation_seconds: str
+    attempts: tuple[Attempt, ...]
+    charts: list[Chart]
+
+
+def render_report(record: RunRecord, curves: dict[str, list[dict[str, float]]], manifests: dict[str, Manifest]) -> str:
+    """Write a run's report as one self-contained HTML file.
+
+    Args:
+        record: The run, with its recipe, stages and evaluations.
+        curves: The trainer's log history for each stage by name; NaN and infinities become gaps.
+        manifests: Manifests of the run's checkpoints (`sft-0123456789abcdef`) and, if at hand, of its datasets.
+    """
+    sections = [_section(record, stage, curves, manifests) for stage in stages_of(record.recipe)]
+    measured = metric_charts(record)
+    figures = {chart.id: chart.figure for chart in chain(measured, *(section.charts for section in sections))}
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            record=record,
+            state_mark=STATE_MARKS[record.state],
+            verdict=_capitalised(verdict(record)),
+            facts=_facts(record, manifests),
+            pictures=pictures(record),
+            sections=sections,
+            metric_charts=measured,
+            figures=figures,
+            plotly_js=_plotly_js() if figures else "",
+            lineage=_lineage(manifests),
+            recipe_yaml=yaml.safe_dump(record.recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+            **_metrics(record),
+            **_samples(record),
+        )
+    )
+
+
+def _metrics(record: RunRecord) -> dict[str, object]:
+    return {"metric_columns": tables.metric_columns(record), "metric_rows": tables.metric_rows(record)}
+
+
+def _samples(record: RunRecord) -> dict[str, object]:
+    shown, rest = tables.choose_rows(tables.sample_rows(record), SHOWN_SAMPLES)
+    listed = rest[: LISTED_SAMPLES - len(shown)]
+    return {
+        "sample_columns": tables.sample_columns(record),
+        "shown_samples": shown,
+        "more_samples": listed,
+        "unlisted_samples": len(rest) - len(listed),
+    }
+
+
+def _facts(record: RunRecord, manifests: dict[str, Manifest]) -> dict[str, str]:
+    """What the head of the page says about the run."""
+    machines = {_machine(manifest) for manifest in manifests.values()}
+    return {
+        "Run": record.id,
+        "Started": moment(record.started),
+        "Took": elapsed(record.started, record.finished) if record.finished else "not finished",
+        "Base model": record.recipe.base_model.name,
+        "Machine": "; ".join(sorted(machines - {""})) or "unknown",
+    }
+
+
+def _machine(manifest: Manifest) -> str:
+    """A machine in a few words: `cpu, bf16, 2 cores`."""
+    facts = manifest.machine.items()
+    return ", ".join(value if isinstance(value, str) else f"{value} {name}" for name, value in facts)
+
+
+def _section(
+    record: RunRecord, stage: Stage, curves: dict[str, list[dict[str, float]]], manifests: dict[str, Manifest]
+) -> StageSection:
+    outcome = next((outcome for outcome in record.stages if outcome.stage == stage), None)
+    evaluation = by_stage(record).get(stage)
+    checkpoint = outcome.checkpoint if outcome else evaluation.checkpoint if evaluation else None
+    manifest = manifests.get(checkpoint.name) if checkpoint else None
+    state = stage_state(record, stage)
+    return StageSection(
+        stage=stage,
+        name=STAGE_NAMES[stage],
+        title=_title(record, stage),
+        state=state,
+        mark=MARKS[state],
+        verdict="" if stage == "base" else _capitalised(stage_verdict(record, stage)) + ".",
+        checkpoint=checkpoint.name if checkpoint else "",
+        settings=tables.settings_of(record.recipe, stage),
+        seconds=stage_seconds(record, stage) or UNKNOWN,
+        evaluation_seconds=duration(evaluation.seconds) if evaluation else UNKNOWN,
+        attempts=manifest.attempts if manifest else (),
+        charts=learning_charts(stage, curves.get(stage, [])),
+    )
+
+
+def _title(record: RunRecord, stage: Stage) -> str:
+    field = type(record.recipe).model_fields["base_model" if stage == "base" else stage]
+    return "" if field.title in (None, STAGE_NAMES[stage]) else str(field.title)
+
+
+def _lineage(manifests: dict[str, Manifest]) -> dict[str, object]:
+    """Libraries and machines, compared over the checkpoints, and the manifests themselves."""
+    made = {name: manifest for name, manifest in manifests.items() if manifest.kind != "dataset"}
+    return {
+        "manifests": manifests,
+        "versions": tables.differing({name: manifest.versions | manifest.code for name, manifest in made.items()}),
+        "machines": tables.differing({name: manifest.machine for name, manifest in made.items()}),
+    }
+
+
+def _capitalised(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["stage_names"] = STAGE_NAMES
+    environment.filters |= {
+        "attempt_cells": tables.attempt_cells,
+        "parent_lines": tables.parent_lines,
+        "flat": tables.flat,
+        "memory": memory,
+        "moment": moment,
+    }
+    return environment
+
+
+def _plotly_js() -> str:
+    """The source of plotly.js, which the Python package brings."""
+    from plotly.offline import get_plotlyjs
+
+    return str(get_plotlyjs())
