@@ -1,0 +1,1 @@
+"""Order and hand-over of the stages, and the command line."""

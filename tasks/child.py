@@ -1,0 +1,239 @@
+"""Run a function in a process of its own: its memory comes back for certain, and its death is an ordinary failure.
+
+Children are forked from a server that has imported torch, Transformers and TRL once: a stage starts in a few hundredths
+of a second, and the flow's own process never imports them. The function's reports come back through one pipe, what it
+prints through another. A child dies with the server, and the server with the flow's process.
+"""
+
+import ctypes
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess
+from typing import Any
+
+import psutil
+
+from models.contract import Contract
+from models.errors import AlignError, InputError, OutOfMemory, StageError
+from tasks.execution import Execution
+
+_PR_SET_PDEATHSIG = 1
+_SECONDS_TO_STOP = 10
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["tasks.core.preload"])
+_start = threading.Lock()
+
+
+class ChildOptions(Contract):
+    """How a child runs; none of it changes what it computes."""
+
+    threads: int
+    """CPU threads of the child."""
+    timeout_seconds: float | None = None
+    """The child is killed after so long."""
+
+    @classmethod
+    def of(cls, execution: Execution) -> "ChildOptions":
+        """The options that settings and machine ask for."""
+        return cls(threads=execution.threads, timeout_seconds=execution.settings.stage_timeout_seconds)
+
+
+class Failure(Contract):
+    """Why a child's function failed, as it crosses the process border."""
+
+    kind: str
+    """`input`, `out_of_memory`, `stage` (a message for the user) or `bug` (ours: the traceback is kept)."""
+    message: str
+    """The error's message."""
+    trace: str
+    """The traceback, for the log."""
+
+
+def warm_up() -> None:
+    """Start the server now, so that its imports are done by the time that the first stage asks for a child."""
+    with _start:
+        forkserver.ensure_running()
+
+
+def run_in_child(
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    options: ChildOptions,
+    on_report: Callable[[Any], None],
+    on_line: Callable[[str], None],
+) -> tuple[Any, int]:
+    """Call `function(*arguments, report)` in a child process and wait for it.
+
+    Args:
+        function: Importable from a module that the child may import; its last argument is a function that sends a
+            picklable report here.
+        arguments: Picklable values.
+        options: Threads and time limit.
+        on_report: Gets each report.
+        on_line: Gets each line that the child prints.
+
+    Returns:
+        What the function returned, and the child's peak resident memory in bytes.
+
+    Raises:
+        InputError, OutOfMemory, StageError: as the child's function raised them, or because the child died or took too
+            long.
+    """
+    events, child_events = _context.Pipe(duplex=False)
+    output, child_output = _context.Pipe(duplex=False)
+    with _start:
+        process = _context.Process(target=_serve, args=(function, arguments, options, child_events, child_output))
+        process.start()
+    child_events.close()
+    child_output.close()
+    reader = threading.Thread(target=_read_lines, args=(output, on_line), daemon=True)
+    reader.start()
+    try:
+        return _follow(process, events, on_report, options.timeout_seconds)
+    finally:
+        stop(process)
+        reader.join(timeout=5)
+        events.close()
+
+
+def stop(process: ForkServerProcess) -> None:
+    """End a child and everything that it has started: politely first, then for certain."""
+    if process.pid is None or not process.is_alive():
+        return
+    tree = _tree(process.pid)
+    process.terminate()
+    process.join(timeout=_SECONDS_TO_STOP)
+    for member in tree:
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.join()
+
+
+def _tree(pid: int) -> list[psutil.Process]:
+    try:
+        parent = psutil.Process(pid)
+        return [parent, *parent.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _follow(
+    process: ForkServerProcess, events: Connection, on_report: Callable[[Any], None], timeout_seconds: float | None
+) -> tuple[Any, int]:
+    """Pass reports on until the child has returned, failed or died."""
+    deadline = time.monotonic() + timeout_seconds if timeout_seconds else None
+    while True:
+        remaining = max(0.0, deadline - time.monotonic()) if deadline else None
+        if not wait([events, process.sentinel], remaining):
+            raise StageError(f"stopped after {timeout_seconds:.0f} s; raise ALIGN_STAGE_TIMEOUT_SECONDS to allow more")
+        kind, value, peak = _receive(events)
+        if kind == "report":
+            on_report(value)
+        elif kind == "returned":
+            return value, peak
+        elif kind == "failed":
+            raise _as_error(value)
+        else:
+            process.join()
+            raise _death(process.exitcode or 0)
+
+
+def _receive(events: Connection) -> tuple[str, Any, int]:
+    """The child's next message: kind, value, peak memory; `died` where none will come any more."""
+    try:
+        message: tuple[str, Any, int] = events.recv() if events.poll() else ("died", None, 0)
+    except EOFError:
+        return "died", None, 0
+    return message
+
+
+def _death(exit_code: int) -> StageError:
+    """What to say of a child that ended without a word."""
+    if exit_code == -signal.SIGKILL:
+        return OutOfMemory(
+            "the training process was killed (SIGKILL), most likely by the kernel for want of host memory"
+        )
+    reason = signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
+    return StageError(f"the training process ended without a result ({reason}); its log has the last lines it printed")
+
+
+def _as_error(failure: Failure) -> AlignError:
+    errors = {"input": InputError, "out_of_memory": OutOfMemory, "stage": StageError}
+    if failure.kind in errors:
+        return errors[failure.kind](failure.message)
+    return StageError(f"{failure.message}\n{failure.trace}")
+
+
+def _read_lines(output: Connection, on_line: Callable[[str], None]) -> None:
+    with os.fdopen(os.dup(output.fileno()), errors="replace") as lines:
+        output.close()
+        for line in lines:
+            if line.strip():
+                on_line(line.rstrip())
+
+
+def _serve(
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    options: ChildOptions,
+    events: Connection,
+    output: Connection,
+) -> None:
+    """The child's side: run the function and send back what comes of it."""
+    _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches the whole group: end at once, without a traceback
+    for descriptor in (1, 2):
+        os.dup2(output.fileno(), descriptor)
+    output.close()
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    _limit_threads(options.threads)
+    try:
+        result = function(*arguments, lambda report: events.send(("report", report, 0)))
+        events.send(("returned", result, _peak_memory_bytes()))
+    except Exception as error:  # whatever it is, it has to cross the process border
+        events.send(("failed", _describe(error), _peak_memory_bytes()))
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _limit_threads(threads: int) -> None:
+    import torch
+
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    torch.set_num_threads(threads)
+
+
+def _peak_memory_bytes() -> int:
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _describe(error: Exception) -> Failure:
+    from tasks.core.memory import is_out_of_memory
+
+    trace = "".join(traceback.format_exception(error))
+    if isinstance(error, InputError):
+        return Failure(kind="input", message=str(error), trace=trace)
+    if is_out_of_memory(error):
+        return Failure(kind="out_of_memory", message=str(error).splitlines()[0], trace=trace)
+    if isinstance(error, AlignError):
+        return Failure(kind="stage", message=str(error), trace=trace)
+    return Failure(kind="bug", message=f"{type(error).__name__}: {error}", trace=trace)

@@ -1,0 +1,77 @@
+"""Evaluation as a Prefect task: any model of a run on the same held-out rows, once for each model and set of rows."""
+
+from pathlib import Path
+
+from prefect import task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+
+from models.artifacts import Manifest
+from models.evaluation import EvaluationResult
+from models.fingerprint import ID_LENGTH
+from models.stages import EvaluationInput
+from tasks.child import ChildOptions, run_in_child
+from tasks.core import entry
+from tasks.execution import Execution
+from tasks.making import find_or_make
+from tasks.provenance import provenance
+from tasks.store import ArtifactStore
+from tasks.telling import Teller
+
+
+@task(name="evaluate", task_run_name="evaluate {stage.checkpoint.name}", cache_policy=NO_CACHE)
+def evaluate(stage: EvaluationInput, execution: Execution) -> EvaluationResult:
+    """Measure a model on the held-out rows, unless that has been done.
+
+    Raises:
+        StageError: the evaluation failed.
+    """
+
+    def make(store: ArtifactStore, teller: Teller) -> Manifest:
+        return _measure_and_publish(stage, execution, store, teller)
+
+    def read(path: Path, manifest: Manifest) -> EvaluationResult:
+        return EvaluationResult.model_validate_json((path / "result.json").read_bytes())
+
+    return find_or_make("evaluation", stage.fingerprint[:ID_LENGTH], execution, make, read)
+
+
+def _measure_and_publish(
+    stage: EvaluationInput, execution: Execution, store: ArtifactStore, teller: Teller
+) -> Manifest:
+    name = stage.fingerprint[:ID_LENGTH]
+    folder = store.partial("evaluation", name)
+    result, _ = run_in_child(
+        entry.evaluate,
+        (stage, execution.machine.device, folder),
+        ChildOptions.of(execution),
+        teller.report,
+        teller.line,
+    )
+    _show(stage, result)
+    return store.publish(
+        folder,
+        name=name,
+        kind="evaluation",
+        fingerprint=stage.fingerprint,
+        identity=stage.identity(),
+        parents={role: parent.path.name for role, parent in stage.parents().items()},
+        metrics={name: estimate.value for name, estimate in result.estimates().items()},
+        **provenance(execution),
+    )
+
+
+def _show(stage: EvaluationInput, result: EvaluationResult) -> None:
+    """The figures with their intervals as a table in the Prefect UI."""
+    rows = [
+        {
+            "metric": name,
+            "value": f"{figure.value:.3f}",
+            "95 % interval": f"{figure.low:.3f} to {figure.high:.3f}",
+            "n": figure.n,
+        }
+        for name, figure in result.estimates().items()
+    ]
+    create_table_artifact(
+        rows, key=f"evaluation-{stage.checkpoint.name}", description=f"Held-out figures of {stage.checkpoint.name}"
+    )

@@ -1,0 +1,53 @@
+"""Find or make: the one mechanism behind cache, sharing between runs, resume and lineage.
+
+A finished folder under the fingerprint of what is asked for is taken, an unfinished one is continued, and one process
+at a time makes it. Prefect shows what was taken as `Cached`.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar, cast
+
+from prefect.states import Completed
+
+from models.artifacts import Kind, Manifest
+from models.contract import Contract
+from tasks.execution import Execution
+from tasks.provenance import version_changes
+from tasks.store import ArtifactStore
+from tasks.telling import Teller
+
+Made = TypeVar("Made", bound=Contract)
+
+
+def find_or_make(
+    kind: Kind,
+    name: str,
+    execution: Execution,
+    make: Callable[[ArtifactStore, Teller], Manifest],
+    read: Callable[[Path, Manifest], Made],
+) -> Made:
+    """Take the finished folder of that name, or make and publish it.
+
+    Args:
+        kind: What the folder holds.
+        name: Its name, which ends in the fingerprint's beginning.
+        execution: The machine's part.
+        make: Makes and publishes the folder; called with one of the machine's places for computing held.
+        read: Turns the finished folder and its manifest into what the task returns.
+
+    Returns:
+        What `read` gives; within a Prefect state named `Cached` where the folder was there, so call tasks by `submit`.
+    """
+    store = ArtifactStore(execution.settings.home)
+    path = store.folder(kind, name)
+    teller = Teller(name if kind == "checkpoint" else f"{kind}-{name}")
+    with store.lock(kind, name, teller.waiting):
+        found = store.find(kind, name)
+        if found:
+            teller.cached(path, found, version_changes(found.versions))
+            return cast(Made, Completed(name="Cached", data=read(path, found), message=f"{path.name} is there already"))
+        with store.slot(execution.parallel_stages, teller.waiting), teller.failing():
+            made = make(store, teller)
+        teller.completed(path, made)
+        return read(path, made)

@@ -1,0 +1,197 @@
+"""Everything that can be found wrong before a model loads: in the recipe's data, its base model, and on this machine.
+
+Nothing is written and torch is not imported. All problems are reported at once, one a line.
+"""
+
+import importlib.util
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+
+from models.artifacts import Stage
+from models.contract import Contract
+from models.errors import InputError
+from models.recipe import GRPO, Precision, Recipe, Training
+from settings.machine import Machine, inspect_machine, resolve_precision
+from settings.settings import Settings
+from tasks.base_model_check import BaseModelFacts, check_base_model
+from tasks.dataset_check import DatasetCheck, Table, check_leakage, noting, read_tables, training_sections
+
+_BYTES_PER_WEIGHT: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
+_FULL_CHECKPOINTS = 6  # copies of the weights in two trainer checkpoints: weights and two moments of AdamW each
+_TRACKERS = {
+    "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "comet_ml": "comet_ml", "trackio": "trackio",
+    "swanlab": "swanlab", "clearml": "clearml", "neptune": "neptune", "dvclive": "dvclive", "codecarbon": "codecarbon",
+}  # fmt: skip
+"""Transformers' names of trackers, and the package that each needs."""
+
+
+class StagePlan(Contract):
+    """What a stage will do."""
+
+    stage: Stage
+    """The stage."""
+    batch_size: int
+    """Rows (GRPO: completions) per optimizer step."""
+    steps: int
+    """Optimizer steps; an estimate where rows are packed or dropped for their length."""
+
+
+class Preflight(Contract):
+    """What a run of the recipe will do on this machine."""
+
+    machine: Machine
+    """The device to train on."""
+    precision: Precision
+    """Number format of weights and activations."""
+    datasets: tuple[DatasetCheck, ...]
+    """Every dataset of the recipe, checked row by row."""
+    stages: tuple[StagePlan, ...]
+    """The stages in order."""
+    disk_bytes: int
+    """Estimate of what the run writes at most."""
+    notes: tuple[str, ...] = ()
+    """Remarks that do not stop the run."""
+
+
+def preflight(recipe: Recipe, settings: Settings) -> Preflight:
+    """Check a recipe against its data, its base model and this machine.
+
+    Raises:
+        InputError: something cannot work; the message has one line per problem found.
+    """
+    problems: list[str] = []
+    machine, precision, model = None, None, BaseModelFacts(parameters=None, context_tokens=None)
+    with noting(problems):
+        machine = inspect_machine(settings)
+        precision = resolve_precision(machine, recipe.precision)
+    with noting(problems):
+        _check_home(settings.home)
+    _check_libraries(recipe, settings, problems)
+    with noting(problems):
+        model = check_base_model(recipe.base_model)
+    tables = read_tables(recipe, problems)
+    check_leakage(tables, problems)
+    _check_lengths(recipe, model, problems)
+    stages = _plan_stages(recipe, tables, problems)
+    needed = _disk_bytes(recipe, model, precision or "fp32")
+    with noting(problems):
+        _check_disk(settings, needed)
+    if problems or machine is None or precision is None:
+        raise InputError("\n".join(problems))
+    return Preflight(
+        machine=machine,
+        precision=precision,
+        datasets=tuple(table.check for table in tables.values()),
+        stages=tuple(stages),
+        disk_bytes=needed,
+        notes=tuple(_notes(recipe, machine, precision, tables)),
+    )
+
+
+def _check_home(home: Path) -> None:
+    """Refuse an artifact root that cannot be made or written to, without making it."""
+    nearest = _nearest_existing(home)
+    if not nearest.is_dir():
+        raise InputError(f"ALIGN_HOME {home}: '{nearest}' is a file, not a folder; set ALIGN_HOME to another place")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"ALIGN_HOME {home}: '{nearest}' is not writable for you; set ALIGN_HOME to another place")
+
+
+def _nearest_existing(path: Path) -> Path:
+    return next(place for place in (path, *path.parents) if os.path.lexists(place))
+
+
+def _check_libraries(recipe: Recipe, settings: Settings, problems: list[str]) -> None:
+    """Refuse trackers and verifiers whose packages are not installed."""
+    for tracker in settings.report_to:
+        if tracker not in _TRACKERS:
+            near = get_close_matches(tracker, _TRACKERS, n=1)
+            remedy = f"did you mean '{near[0]}'?" if near else f"known trackers: {', '.join(_TRACKERS)}"
+            problems.append(f"ALIGN_REPORT_TO: unknown tracker '{tracker}'; {remedy}")
+        elif not importlib.util.find_spec(_TRACKERS[tracker]):
+            problems.append(f"ALIGN_REPORT_TO: '{tracker}' is not installed; run `pip install {_TRACKERS[tracker]}`")
+    verifiers = {reward.kind for reward in recipe.grpo.rewards} if recipe.grpo else set()
+    if "math_verify" in {*verifiers, recipe.evaluation.verifier} and not importlib.util.find_spec("math_verify"):
+        problems.append("math_verify is not installed; run `pip install math-verify`, or use `exact_answer`")
+
+
+def _check_lengths(recipe: Recipe, model: BaseModelFacts, problems: list[str]) -> None:
+    """Refuse lengths above the model's context."""
+    if model.context_tokens is None:
+        return
+    lengths = {"evaluation.max_new_tokens": recipe.evaluation.max_new_tokens}
+    for stage, section in training_sections(recipe).items():
+        for key in ("max_length", "max_completion_length"):
+            if hasattr(section, key):
+                lengths[f"{stage}.{key}"] = getattr(section, key)
+    problems += [
+        f"{place}: {tokens} tokens are more than the {model.context_tokens} of the base model's context; lower it"
+        for place, tokens in lengths.items()
+        if tokens > model.context_tokens
+    ]
+
+
+def _plan_stages(recipe: Recipe, tables: dict[str, Table], problems: list[str]) -> list[StagePlan]:
+    plans = []
+    for stage, section in training_sections(recipe).items():
+        table = tables.get(f"{stage}.dataset")
+        if table:
+            with noting(problems):
+                steps = _steps(stage, section, table.check)
+                plans.append(StagePlan(stage=stage, batch_size=section.batch_size, steps=steps))
+    return plans
+
+
+def _steps(stage: Stage, section: Training, data: DatasetCheck) -> int:
+    """Optimizer steps of a stage, as its trainer counts them."""
+    group = section.num_generations if isinstance(section, GRPO) else 1
+    rows_per_step = section.batch_size // group
+    if rows_per_step > data.rows:
+        unit = "completions" if group > 1 else "rows"
+        raise InputError(
+            f"{stage}.batch_size: {section.batch_size} {unit} a step need {rows_per_step} rows, but {data.path} has "
+            f"{data.rows}; use batch_size={data.rows * group} or less, or add rows"
+        )
+    if section.max_steps:
+        return section.max_steps
+    if isinstance(section, GRPO):  # an incomplete last batch of prompts is left out
+        return math.ceil(section.num_train_epochs * (data.rows // rows_per_step) * section.num_iterations)
+    return math.ceil(section.num_train_epochs * math.ceil(data.rows / rows_per_step))
+
+
+def _disk_bytes(recipe: Recipe, model: BaseModelFacts, precision: Precision) -> int:
+    """The converted base model, each stage's merged model, and trainer checkpoints of a full fine-tuning."""
+    sections = training_sections(recipe).values()
+    copies = 1 + len(sections) + (_FULL_CHECKPOINTS if any(section.lora is None for section in sections) else 0)
+    return copies * (model.parameters or 0) * _BYTES_PER_WEIGHT[precision]
+
+
+def _check_disk(settings: Settings, needed: int) -> None:
+    free = shutil.disk_usage(_nearest_existing(settings.home)).free
+    usable = free - settings.reserved_disk_bytes
+    if needed > usable or usable < 0:
+        raise InputError(
+            f"disk of {settings.home}: the run writes about {_gigabytes(needed)}, but {_gigabytes(free)} are free, of "
+            f"which {_gigabytes(settings.reserved_disk_bytes)} stay reserved; free space, set ALIGN_HOME to another "
+            "disk, or lower ALIGN_RESERVED_DISK_BYTES"
+        )
+
+
+def _gigabytes(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:.1f} GB"
+
+
+def _notes(recipe: Recipe, machine: Machine, precision: Precision, tables: dict[str, Table]) -> Iterator[str]:
+    if recipe.base_model.source == "hub":
+        yield f"{recipe.base_model.name} is fetched from the hub when the run starts; its size is not counted here"
+    if precision == "bf16" and not machine.native_bf16:
+        yield f"{machine.name} does not compute bf16 natively; fp32 may be faster"
+    if recipe.sft.packing:
+        yield "sft: rows are packed, so there will be fewer steps than estimated"
+    for table in tables.values():
+        if table.check.duplicates:
+            yield f"{table.check.place}: {table.check.duplicates} duplicate rows are left out"

@@ -1,0 +1,79 @@
+"""The report of a run as a Prefect task: one HTML file, and the same in short as Prefect artifacts."""
+
+import json
+from pathlib import Path
+
+from prefect import task
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+
+from models.artifacts import Checkpoint, Manifest
+from models.evaluation import EvaluationResult
+from models.run import RunRecord, StageOutcome
+from tasks.execution import Execution
+from tasks.progress import Progress, announce
+from tasks.reporting.page import render_report
+from tasks.reporting.verdict import verdict
+from tasks.run_record import save_run
+from tasks.store import read_manifest, utc_now
+
+
+@task(name="report", cache_policy=NO_CACHE)
+def report(
+    run: RunRecord, checkpoints: list[Checkpoint], evaluations: list[EvaluationResult], execution: Execution
+) -> RunRecord:
+    """Complete the run's record and write its report.
+
+    Args:
+        run: The record as opened.
+        checkpoints: What the stages made or found, in the order of the pipeline, the base model first.
+        evaluations: Figures of the same models.
+        execution: The machine's part.
+    """
+    home = execution.settings.home
+    path = home / "runs" / run.id / "report.html"
+    manifests = {checkpoint.name: read_manifest(checkpoint.path) for checkpoint in checkpoints}
+    finished = run.model_copy(
+        update={
+            "state": "completed",
+            "finished": utc_now(),
+            "stages": tuple(_outcome(checkpoint, manifests[checkpoint.name], run) for checkpoint in checkpoints),
+            "evaluations": tuple(evaluations),
+            "report": path,
+        }
+    )
+    curves: dict[str, list[dict[str, float]]] = {checkpoint.stage: _history(checkpoint) for checkpoint in checkpoints}
+    path.write_text(render_report(finished, curves, manifests | _dataset_manifests(manifests, home)), encoding="utf-8")
+    save_run(finished, home)
+    _show(finished, path)
+    announce(Progress(stage=f"report-{run.id}", phase="completed"))
+    return finished
+
+
+def _outcome(checkpoint: Checkpoint, manifest: Manifest, run: RunRecord) -> StageOutcome:
+    """Taken from an earlier run where it is older than this run."""
+    cached = manifest.created < run.started
+    seconds = 0.0 if cached else manifest.metrics.get("seconds", 0.0)
+    return StageOutcome(stage=checkpoint.stage, checkpoint=checkpoint, cached=cached, seconds=seconds)
+
+
+def _history(checkpoint: Checkpoint) -> list[dict[str, float]]:
+    """The trainer's log, a dictionary of figures a step; none for a base model."""
+    path = checkpoint.path / "history.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _dataset_manifests(manifests: dict[str, Manifest], home: Path) -> dict[str, Manifest]:
+    names = {manifest.parents["dataset"] for manifest in manifests.values() if "dataset" in manifest.parents}
+    return {name: read_manifest(home / "datasets" / name) for name in names}
+
+
+def _show(run: RunRecord, path: Path) -> None:
+    """The verdict, the table of figures and the link to the report in the Prefect UI."""
+    create_markdown_artifact(f"# {run.id}\n\n{verdict(run)}\n", key="verdict", description=f"What {run.id} taught")
+    rows = [
+        {"model": result.checkpoint.name} | {name: str(figure) for name, figure in result.estimates().items()}
+        for result in run.evaluations
+    ]
+    create_table_artifact(rows, key="held-out-figures", description=f"Figures of {run.id} with 95 % intervals")
+    create_link_artifact(path.as_uri(), link_text="report.html", key="report", description=f"Report of {run.id}")

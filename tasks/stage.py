@@ -1,0 +1,99 @@
+"""What every training stage does around its training: plan the attempt, train in a child, publish what came of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from prefect import Task
+from prefect.client.schemas.objects import State, TaskRun
+
+from models.artifacts import Attempt, Checkpoint, Manifest
+from models.errors import OutOfMemory
+from models.stages import TrainingInput
+from tasks.child import ChildOptions, run_in_child
+from tasks.core.plan import TrainingResult
+from tasks.execution import Execution
+from tasks.ledger import AttemptRecorder, plan_attempt, read_attempts
+from tasks.making import find_or_make
+from tasks.provenance import provenance
+from tasks.store import ArtifactStore
+from tasks.telling import Teller
+
+RETRIES = 5
+"""Times that Prefect tries a stage again after it ran out of memory, each time with half the micro-batch or less."""
+
+
+def ran_out_of_memory(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
+    """Prefect's retry condition: only running out of memory is worth another attempt."""
+    return isinstance(state.result(raise_on_failure=False), OutOfMemory)
+
+
+def run_stage(stage: TrainingInput, train: Callable[..., TrainingResult], execution: Execution) -> Checkpoint:
+    """Make the checkpoint that a stage's input leads to, unless it is there.
+
+    Args:
+        stage: What to train.
+        train: The stage's door in `tasks.core.entry`: `(stage, plan, workspace, report) -> TrainingResult`.
+        execution: The machine's part.
+
+    Returns:
+        The checkpoint; see `tasks.making.find_or_make`.
+
+    Raises:
+        InputError: what was asked for cannot work.
+        OutOfMemory: memory ran out; the next call goes on with half the micro-batch.
+        StageError: it failed.
+    """
+
+    def read(path: Path, manifest: Manifest) -> Checkpoint:
+        return Checkpoint(
+            path=path,
+            fingerprint=manifest.fingerprint,
+            stage=stage.stage,
+            precision=stage.precision,
+            metrics=manifest.metrics,
+        )
+
+    def make(store: ArtifactStore, teller: Teller) -> Manifest:
+        return _train_and_publish(stage, train, execution, store, teller)
+
+    return find_or_make("checkpoint", stage.name, execution, make, read)
+
+
+def _train_and_publish(
+    stage: TrainingInput,
+    train: Callable[..., TrainingResult],
+    execution: Execution,
+    store: ArtifactStore,
+    teller: Teller,
+) -> Manifest:
+    workspace = store.partial("checkpoint", stage.name)
+    workspace.mkdir(parents=True, exist_ok=True)
+    plan = plan_attempt(stage.hyperparameters.batch_size, read_attempts(workspace), execution)
+    teller.attempt(plan)
+    teller.keep_log(workspace / "log.txt")
+    with AttemptRecorder(workspace, plan) as attempt:
+        result, attempt.peak_memory_bytes = run_in_child(
+            train, (stage, plan, workspace), ChildOptions.of(execution), teller.report, teller.line
+        )
+        attempt.resumed_from_step = result.resumed_from_step
+    attempts = read_attempts(workspace)
+    manifest = store.publish(
+        workspace / "model",
+        name=stage.name,
+        kind="checkpoint",
+        fingerprint=stage.fingerprint,
+        identity=stage.identity(),
+        parents={role: parent.path.name for role, parent in stage.parents().items()},
+        origin={"system_prompt": stage.system_prompt},
+        metrics=result.metrics | _totals(attempts),
+        attempts=attempts,
+        **provenance(execution),
+    )
+    store.discard_partial("checkpoint", stage.name)
+    return manifest
+
+
+def _totals(attempts: tuple[Attempt, ...]) -> dict[str, float]:
+    peak = max(attempt.peak_memory_bytes for attempt in attempts)
+    return {"seconds": sum(attempt.seconds for attempt in attempts), "peak_memory_bytes": float(peak)}

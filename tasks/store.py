@@ -1,0 +1,238 @@
+"""The artifact root: folders named by fingerprint, complete once their manifest is there, never changed afterwards.
+
+    base/<id>/  datasets/<id>/  evaluations/<id>/  checkpoints/<stage>-<id>/   finished: manifest.json was written last
+    <kind>/.partial/<name>/                                                    being made; resumed after a failure
+    <kind>/.damaged/<name>-<time>/                                             moved aside by a failed verification
+    runs/<id>/                                                                 resolved recipe and report of each run
+
+A finished folder appears by one rename, so there is no moment at which half of one could be taken for a whole.
+"""
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from models.artifacts import FileEntry, Kind, Manifest
+from models.errors import DamagedArtifact, InputError
+
+MANIFEST = "manifest.json"
+Waiting = Callable[[str], None]
+"""Told once, with the process id of who holds it, that something has to be waited for."""
+
+_SECONDS_BETWEEN_TRIES = 0.2
+_FOLDERS: dict[Kind, str] = {
+    "base": "base",
+    "dataset": "datasets",
+    "checkpoint": "checkpoints",
+    "evaluation": "evaluations",
+}
+
+
+class ArtifactStore:
+    """Finished and unfinished folders below one artifact root."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+
+    def folder(self, kind: Kind, name: str) -> Path:
+        """Where the finished folder of that name lies or will lie."""
+        return self.home / _FOLDERS[kind] / name
+
+    def partial(self, kind: Kind, name: str) -> Path:
+        """Where the folder of that name lies until it is finished."""
+        return self.home / _FOLDERS[kind] / ".partial" / name
+
+    def find(self, kind: Kind, name: str) -> Manifest | None:
+        """The manifest of a finished, undamaged folder; `None` where there is none.
+
+        Every byte is read again. A damaged folder is moved aside, never served and never deleted.
+        """
+        path = self.folder(kind, name)
+        if not (path / MANIFEST).exists():
+            return None
+        if damage(path):
+            self._set_aside(path)
+            return None
+        return read_manifest(path)
+
+    def publish(self, content: Path, **manifest: Any) -> Manifest:
+        """Complete the folder `content` with a manifest and move it to its place by one rename.
+
+        Args:
+            content: The folder to publish; it is gone afterwards.
+            manifest: Fields of the manifest; `kind` and `name` (the folder's name) among them.
+        """
+        name = manifest.pop("name")
+        written = Manifest(created=utc_now(), files=_entries(content), **manifest)
+        _write_durably(content / MANIFEST, written.model_dump_json(indent=2))
+        target = self.folder(written.kind, name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():
+            self._set_aside(target)
+        content.rename(target)
+        _sync_folder(target.parent)
+        return written
+
+    def discard_partial(self, kind: Kind, name: str) -> None:
+        """Remove what an unfinished folder has left behind."""
+        shutil.rmtree(self.partial(kind, name), ignore_errors=True)
+
+    @contextmanager
+    def lock(self, kind: Kind, name: str, waiting: Waiting) -> Iterator[None]:
+        """Hold the right to make that folder; the system releases it when the holder dies.
+
+        Args:
+            kind: What the folder holds.
+            name: The folder's name.
+            waiting: Called where another process holds the right.
+        """
+        with self._first_free([f"{kind}-{name}"], waiting):
+            yield
+
+    @contextmanager
+    def slot(self, slots: int, waiting: Waiting) -> Iterator[None]:
+        """Hold one of the machine's places for a stage that computes, over all runs that share this artifact root."""
+        with self._first_free([f"slot-{number}" for number in range(slots)], waiting):
+            yield
+
+    @contextmanager
+    def _first_free(self, names: list[str], waiting: Waiting) -> Iterator[None]:
+        """Hold the first of the named locks that is free; ask for them in turn until one is."""
+        folder = self.home / ".locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        locks = {name: FileLock(folder / f"{name}.lock") for name in names}
+        name = _try_all(locks)
+        if name is None:
+            holder = folder / f"{names[0]}.pid"
+            waiting(holder.read_text() if holder.exists() else "unknown")
+        while name is None:
+            time.sleep(_SECONDS_BETWEEN_TRIES)
+            name = _try_all(locks)
+        try:
+            (folder / f"{name}.pid").write_text(str(os.getpid()))
+            yield
+        finally:
+            locks[name].release()
+
+    def manifests(self, kind: Kind) -> Iterator[tuple[Path, Manifest]]:
+        """All finished folders of a kind with their manifests, newest first; unreadable ones are left out."""
+        found = sorted(
+            self.home.glob(f"{_FOLDERS[kind]}/*/{MANIFEST}"), key=lambda path: path.stat().st_mtime, reverse=True
+        )
+        for path in found:
+            try:
+                yield path.parent, read_manifest(path.parent)
+            except DamagedArtifact:
+                continue
+
+    def resolve(self, wanted: str) -> tuple[Path, Manifest]:
+        """The checkpoint or base model that a user means by a folder, a name or the beginning of a fingerprint.
+
+        Raises:
+            InputError: nothing or more than one thing matches.
+        """
+        if (Path(wanted) / MANIFEST).exists():
+            return Path(wanted).absolute(), read_manifest(Path(wanted))
+        models = [*self.manifests("checkpoint"), *self.manifests("base")]
+        matches = [(path, manifest) for path, manifest in models if _means(wanted, path, manifest)]
+        if len(matches) == 1:
+            return matches[0]
+        names = ", ".join(path.name for path, _ in (matches or models)) or "none yet; run a recipe first"
+        rule = "matches several checkpoints" if matches else "matches no checkpoint"
+        raise InputError(f"'{wanted}' {rule} in {self.home}; give a folder or more of a name: {names}")
+
+    def _set_aside(self, path: Path) -> None:
+        """Move a damaged folder out of the way, so that it is made again and can still be looked at."""
+        aside = path.parent / ".damaged" / f"{path.name}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(aside)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read a finished folder's manifest.
+
+    Raises:
+        DamagedArtifact: it is missing or is not a manifest.
+    """
+    try:
+        return Manifest.model_validate_json((path / MANIFEST).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise DamagedArtifact(f"{path / MANIFEST}: not a readable manifest ({type(error).__name__})") from None
+
+
+def damage(path: Path) -> list[str]:
+    """Compare every file with the manifest; one line per difference, none where the folder is whole."""
+    try:
+        expected = {entry.path: entry for entry in read_manifest(path).files}
+    except DamagedArtifact as error:
+        return [str(error)]
+    present = {entry.path: entry for entry in _entries(path)}
+    missing = [f"{path / name}: missing" for name in expected.keys() - present.keys()]
+    extra = [f"{path / name}: not in the manifest" for name in present.keys() - expected.keys()]
+    changed = [
+        f"{path / name}: {present[name].size_bytes} bytes, sha256 {present[name].sha256[:12]}…; the manifest has "
+        f"{expected[name].size_bytes} bytes, {expected[name].sha256[:12]}…"
+        for name in expected.keys() & present.keys()
+        if present[name] != expected[name]
+    ]
+    return sorted(missing + extra + changed)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content, as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def utc_now() -> str:
+    """The time in UTC, ISO 8601 with seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _entries(folder: Path) -> tuple[FileEntry, ...]:
+    """Size and digest of every file but the manifest, sorted by path; files are read in parallel."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+    with ThreadPoolExecutor() as pool:
+        digests = list(pool.map(file_digest, paths))
+    return tuple(
+        FileEntry(path=path.relative_to(folder).as_posix(), size_bytes=path.stat().st_size, sha256=digest)
+        for path, digest in zip(paths, digests, strict=True)
+    )
+
+
+def _try_all(locks: dict[str, FileLock]) -> str | None:
+    """Take the first lock that nobody holds."""
+    for name, lock in locks.items():
+        with suppress(Timeout):
+            lock.acquire(timeout=0)
+            return name
+    return None
+
+
+def _means(wanted: str, path: Path, manifest: Manifest) -> bool:
+    return path.name.startswith(wanted) or manifest.fingerprint.startswith(wanted)
+
+
+def _write_durably(path: Path, text: str) -> None:
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

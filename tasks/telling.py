@@ -1,0 +1,124 @@
+"""Telling people how a stage is doing: its run's log, its Prefect artifacts, and whoever listens in this process."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+from uuid import UUID
+
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.logging import get_run_logger
+
+from models.artifacts import Manifest
+from tasks.core.plan import TrainingPlan
+from tasks.progress import Progress, announce
+
+_SECONDS_BETWEEN_UPDATES = 5.0
+
+
+class Teller:
+    """Speaks for one stage within its Prefect task run."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._logger = get_run_logger()
+        self._progress_id: UUID | None = None
+        self._updated = 0.0
+        self._log: Path | None = None
+
+    def waiting(self, holder: str) -> None:
+        """Another process makes the same thing, or all device slots are taken."""
+        self._say("info", f"waiting for process {holder}")
+        announce(Progress(stage=self._name, phase=f"waiting for process {holder}"))
+
+    def cached(self, path: Path, manifest: Manifest, changes: list[str]) -> None:
+        """It was there; say so, and with which other versions it was made."""
+        note = f", made with other versions: {', '.join(changes)}" if changes else ""
+        self._say("warning" if changes else "info", f"cached: {path}{note}")
+        announce(Progress(stage=self._name, phase="cached", metrics=manifest.metrics))
+
+    def attempt(self, plan: TrainingPlan) -> None:
+        """An attempt at training begins."""
+        rows, steps = plan.per_device_train_batch_size, plan.gradient_accumulation_steps
+        self._say("info", f"micro-batch {rows}, accumulation {steps}, on {plan.device}")
+        self._progress_id = cast(
+            UUID, create_progress_artifact(0.0, key=f"progress-{self._name}", description=f"Training of {self._name}")
+        )
+        announce(Progress(stage=self._name, phase="starting"))
+
+    def report(self, said: dict[str, Any]) -> None:
+        """The training process says where it stands."""
+        progress = Progress(stage=self._name, **said)
+        announce(progress)
+        if time.monotonic() - self._updated > _SECONDS_BETWEEN_UPDATES:
+            self._updated = time.monotonic()
+            self._say("info", _describe(progress))
+            if progress.total_steps and self._progress_id:
+                update_progress_artifact(self._progress_id, progress=100.0 * progress.step / progress.total_steps)
+
+    def keep_log(self, path: Path) -> None:
+        """Append what the training process prints to a file, too."""
+        self._log = path
+
+    def line(self, text: str) -> None:
+        """The training process printed a line."""
+        if self._log:
+            with self._log.open("a", encoding="utf-8") as log:
+                log.write(text + "\n")
+        self._logger.debug("%s: %s", self._name, text)
+
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """Tell listeners when what happens inside fails; the error goes on its way."""
+        try:
+            yield
+        except BaseException as error:
+            announce(
+                Progress(stage=self._name, phase=f"failed: {str(error).splitlines()[0] if str(error) else error!r}")
+            )
+            raise
+
+    def completed(self, path: Path, manifest: Manifest) -> None:
+        """It is published."""
+        self._say("info", f"published {path}")
+        announce(Progress(stage=self._name, phase="completed", metrics=manifest.metrics))
+        if self._progress_id:
+            update_progress_artifact(self._progress_id, progress=100.0)
+        if manifest.kind in ("base", "checkpoint"):
+            self._publish_figures(manifest)
+
+    def _publish_figures(self, manifest: Manifest) -> None:
+        create_markdown_artifact(_card(self._name, manifest), key=f"checkpoint-{self._name}")
+        rows = [{"metric": name, "value": f"{value:.6g}"} for name, value in manifest.metrics.items()]
+        create_table_artifact(rows, key=f"metrics-{self._name}", description=f"Figures of {self._name}")
+
+    def _say(self, level: str, message: str) -> None:
+        self._logger.log(logging.getLevelNamesMapping()[level.upper()], "%s: %s", self._name, message)
+
+
+def _describe(progress: Progress) -> str:
+    step = f" step {progress.step}/{progress.total_steps}" if progress.total_steps else ""
+    figures = [f"{key} {progress.metrics[key]:.4g}" for key in ("loss", "reward") if key in progress.metrics]
+    left = [f"{progress.seconds_left:.0f} s left"] if progress.seconds_left is not None else []
+    return ", ".join([progress.phase + step, *figures, *left])
+
+
+def _card(name: str, manifest: Manifest) -> str:
+    """What the model is made of, as markdown."""
+    parents = "\n".join(f"- {role}: `{parent}`" for role, parent in manifest.parents.items())
+    attempts = "\n".join(
+        f"| {attempt.per_device_train_batch_size} x {attempt.gradient_accumulation_steps} | {attempt.outcome} "
+        f"| {attempt.seconds:.1f} | {attempt.cause} |"
+        for attempt in manifest.attempts
+    )
+    return (
+        f"# {name}\n\nFingerprint `{manifest.fingerprint}`\n\n## Made from\n\n{parents}\n\n"
+        f"## Attempts\n\n| batch x accumulation | outcome | seconds | cause |\n|---|---|---|---|\n{attempts}\n"
+    )
