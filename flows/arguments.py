@@ -1,0 +1,73 @@
+"""The command line of `align`: commands, their arguments and their help."""
+
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+
+from settings.recipes import FlagParser, RecipeFlags, shipped_recipes
+
+_DESCRIPTION = """\
+Align a language model: supervised fine-tuning, reward model and DPO, then GRPO, from one recipe.
+
+A finished stage is never trained twice: run the same recipe again and only what is missing or changed is trained.
+Artifacts lie in ./artifacts, or where ALIGN_HOME says. Exit code 0: done; 1: the run failed; 2: the input is wrong
+and nothing was written; 130: interrupted."""
+_RECIPE_DESCRIPTION = """\
+{purpose}
+
+RECIPE is a YAML file or one of the shipped recipes: {shipped}.
+Flags change single values of the recipe; `null` removes an optional part:
+
+  align {command} quickstart --sft.learning_rate 1e-4 --sft.lora.r 4 --dpo null --seed 3
+
+Relative paths in a recipe start at its file, those in flags at the working directory. ALIGN_DEVICE, ALIGN_THREADS and
+other ALIGN_… variables say how, not what, to train."""
+_PURPOSES = {
+    "run": "Train what a recipe asks for.",
+    "check": "Check a recipe, its data and this machine without training.",
+    "runs": "List the runs, newest first.",
+    "lineage": "Show what a checkpoint is made of, down to base model and datasets.",
+    "verify": "Read every file again and compare it with its manifest's digest.",
+    "chat": "Talk to a checkpoint.",
+}
+
+
+def parse_arguments(argv: list[str]) -> Namespace:
+    """Parse a command line; `command` names the command, `flags` reads the recipe's flags where it has them.
+
+    Raises:
+        InputError: a command, flag or value is wrong.
+        SystemExit: help was asked for and printed.
+    """
+    layout = RawDescriptionHelpFormatter
+    parser = FlagParser(prog="align", description=_DESCRIPTION, formatter_class=layout, allow_abbrev=False)
+    group = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, dest="command")
+    commands: dict[str, FlagParser] = {
+        name: group.add_parser(name, help=purpose, description=purpose, formatter_class=layout, allow_abbrev=False)
+        for name, purpose in _PURPOSES.items()
+    }
+    for name in ("check", "runs", "lineage", "verify"):
+        commands[name].add_argument("--json", action="store_true", help="print JSON instead of a table")
+    for name in {"run", "check"} & set(argv):  # a hundred flags each: only where they are asked for
+        _add_recipe(commands[name], name)
+    for name in ("lineage", "chat"):
+        commands[name].add_argument("checkpoint", metavar="CHECKPOINT", help="a folder, or the beginning of a name")
+    commands["verify"].add_argument(
+        "checkpoint", metavar="CHECKPOINT", nargs="?", help="verify it and its ancestors only; default: every artifact"
+    )
+    _add_chat(commands["chat"])
+    parsed, extras = parser.parse_known_args(argv)
+    commands[parsed.command].refuse_unknown(extras)
+    return parsed
+
+
+def _add_recipe(command: ArgumentParser, name: str) -> None:
+    shipped = ", ".join(shipped_recipes()) or "none"
+    command.usage = f"align {name} RECIPE [flags]"
+    command.description = _RECIPE_DESCRIPTION.format(purpose=_PURPOSES[name], command=name, shipped=shipped)
+    command.add_argument("recipe", metavar="RECIPE", help="YAML file or name of a shipped recipe")
+    command.set_defaults(flags=RecipeFlags(command))
+
+
+def _add_chat(command: ArgumentParser) -> None:
+    command.add_argument("--prompt", help="print the reply to this text and end; default: a conversation")
+    command.add_argument("--max_new_tokens", type=int, default=256, help="a reply stops here (default: 256)")
+    command.add_argument("--temperature", type=float, default=0.0, help="0: the most likely reply (default: 0)")

@@ -1,0 +1,191 @@
+"""What people see in the terminal: live progress of a run, its summary, and the answers of the reading commands."""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+from rich.tree import Tree
+
+from models.evaluation import EvaluationResult
+from models.run import RunRecord
+from tasks.lineage import LineageNode
+from tasks.preflight import Preflight
+from tasks.progress import Progress, listening
+
+_SECONDS_BETWEEN_LINES = 15.0
+_PIPE_WIDTH = 1000  # no terminal, no reason to break lines
+_FIGURES = ("loss", "reward", "accuracy")
+_FINAL_PHASES = ("completed", "cached", "failed")
+
+
+class Display(Protocol):
+    """Something that shows reports, which come from several threads."""
+
+    def show(self, report: Progress) -> None:
+        """Show one report."""
+
+
+class PlainDisplay:
+    """A line per change of phase, and otherwise one now and then: for pipes and CI."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._lock = threading.Lock()
+        self._last: dict[str, tuple[str, float]] = {}
+
+    def show(self, report: Progress) -> None:
+        """Print the report unless the same phase was printed a moment ago."""
+        with self._lock:
+            phase, printed = self._last.get(report.stage, ("", 0.0))
+            if report.phase == phase and time.monotonic() - printed < _SECONDS_BETWEEN_LINES:
+                return
+            self._last[report.stage] = (report.phase, time.monotonic())
+            parts = [report.phase, _steps(report), _figures(report), _time_left(report)]
+            self._console.print(f"{report.stage}: {', '.join(filter(None, parts))}", markup=False, highlight=False)
+
+
+class LiveDisplay:
+    """A line per stage with a bar, kept up to date."""
+
+    def __init__(self, bars: Bars) -> None:
+        self._bars = bars
+        self._lock = threading.Lock()
+        self._rows: dict[str, TaskID] = {}
+
+    def show(self, report: Progress) -> None:
+        """Update the stage's line."""
+        done = report.phase in ("completed", "cached")
+        total = 1 if done else report.total_steps or None
+        details = [_steps(report), _figures(report), _time_left(report)]
+        with self._lock:
+            if report.stage not in self._rows:
+                self._rows[report.stage] = self._bars.add_task(_short_name(report.stage), phase="", details="")
+            self._bars.update(
+                self._rows[report.stage],
+                total=total,
+                completed=1 if done else report.step,
+                phase=escape(report.phase.splitlines()[0] if report.phase else ""),
+                details=escape("  ".join(filter(None, details))),
+            )
+
+
+@contextmanager
+def showing_progress(console: Console) -> Iterator[None]:
+    """Show how the stages of this process are doing: live in a terminal, else as lines."""
+    if not console.is_terminal:
+        with listening(PlainDisplay(console).show):
+            yield
+        return
+    columns = (
+        TextColumn("{task.description}", style="bold"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[phase]}"),
+        TextColumn("{task.fields[details]}", style="dim"),
+    )
+    with Bars(*columns, console=console) as bars, listening(LiveDisplay(bars).show):
+        yield
+
+
+def print_summary(record: RunRecord, console: Console) -> None:
+    """Figures of every model of the run, what each stage took, and where the report lies."""
+    table = Table(title=f"Run {record.id}: {record.state}")
+    for heading in ("model", "exact match", "preference accuracy", "sampled reward", "time"):
+        table.add_column(heading)
+    times = {
+        outcome.checkpoint.name: "cached" if outcome.cached else duration(outcome.seconds) for outcome in record.stages
+    }
+    judged = {result.checkpoint.name: _estimates(result) for result in record.evaluations}
+    for name in dict.fromkeys([*judged, *times]):
+        table.add_row(name, *judged.get(name, ("-", "-", "-")), times.get(name, ""))
+    console.print(table)
+    if record.report:
+        console.print(f"report: {record.report}", soft_wrap=True, markup=False, highlight=False)
+
+
+def print_preflight(result: Preflight, console: Console) -> None:
+    """What a run of the recipe would do."""
+    machine = result.machine
+    console.print(
+        f"device: {machine.device} ({machine.name}, {machine.cores} cores), precision {result.precision}", markup=False
+    )
+    _print_table(("dataset", "rows", "path"), [(data.place, data.rows, data.path) for data in result.datasets], console)
+    _print_table(("stage", "batch", "steps"), [(s.stage, s.batch_size, s.steps) for s in result.stages], console)
+    console.print(f"disk: about {result.disk_bytes / 1e9:.1f} GB at most")
+    for note in result.notes:
+        console.print(f"note: {note}", markup=False)
+
+
+def print_runs(records: Sequence[RunRecord], console: Console) -> None:
+    """One line per run, newest first."""
+    rows = [(record.id, record.recipe_name, record.state, record.started, len(record.stages)) for record in records]
+    _print_table(("run", "recipe", "state", "started", "stages"), rows, console)
+
+
+def print_lineage(node: LineageNode, console: Console) -> None:
+    """The checkpoint as a tree, what it was made from below it."""
+    tree = Tree(_label(node))
+    _grow(tree, node)
+    console.print(tree, width=None if console.is_terminal else _PIPE_WIDTH, crop=False)
+
+
+def duration(seconds: float) -> str:
+    """A span of time as people say it: `45 s`, `12 min 5 s`, `3 h 20 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _grow(tree: Tree, node: LineageNode) -> None:
+    for parent in node.parents:
+        _grow(tree.add(_label(parent)), parent)
+
+
+def _label(node: LineageNode) -> str:
+    if node.kind == "missing":
+        return f"[dim]{escape(node.role)}[/] [bold]{escape(node.name)}[/] [red]not in this artifact root[/]"
+    facts = {key: value for key, value in node.origin.items() if isinstance(value, str | int | float)}
+    told = ", ".join(f"{key} {value}" for key, value in facts.items()) if node.kind in ("base", "dataset") else ""
+    return f"[dim]{escape(node.role)}[/] [bold]{escape(node.name)}[/] {node.created[:16]} [dim]{escape(told)}[/]"
+
+
+def _print_table(headings: Sequence[str], rows: Sequence[Sequence[Any]], console: Console) -> None:
+    table = Table(*headings)
+    for row in rows:
+        table.add_row(*(escape(str(cell)) for cell in row))
+    console.print(table)
+
+
+def _estimates(result: EvaluationResult) -> tuple[str, str, str]:
+    estimates = (result.exact_match, result.preference_accuracy, result.sampled_reward)
+    exact_match, preference_accuracy, sampled_reward = (escape(str(each)) if each else "-" for each in estimates)
+    return exact_match, preference_accuracy, sampled_reward
+
+
+def _short_name(stage: str) -> str:
+    """`sft-0123456789abcdef` as `sft 01234567`."""
+    kind, _, identity = stage.rpartition("-")
+    return escape(f"{kind} {identity[:8]}" if kind else stage)
+
+
+def _steps(report: Progress) -> str:
+    return f"step {report.step}/{report.total_steps}" if report.total_steps else ""
+
+
+def _figures(report: Progress) -> str:
+    return ", ".join(f"{key} {report.metrics[key]:.4g}" for key in _FIGURES if key in report.metrics)
+
+
+def _time_left(report: Progress) -> str:
+    if report.seconds_left is None or report.phase.startswith(_FINAL_PHASES):
+        return ""
+    return f"{duration(report.seconds_left)} left"

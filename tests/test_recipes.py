@@ -1,0 +1,190 @@
+"""Recipes: files, shipped names, flags over YAML, and where relative paths begin."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from models.errors import InputError
+from models.recipe import Recipe
+from settings.recipes import load_recipe, shipped_recipes
+
+MINIMAL = """
+sft:
+  dataset: {path: sft.jsonl}
+  learning_rate: 1e-3
+  lora: {r: 16}
+dpo:
+  dataset: {path: organisation/pairs}
+evaluation:
+  prompts: {path: ../held.jsonl}
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str | bytes], str]:
+    """Write a recipe below `recipes/` and return its path."""
+
+    def write_recipe(content: str | bytes) -> str:
+        path = tmp_path / "recipes" / "mine.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return str(path)
+
+    return write_recipe
+
+
+Write = Callable[[str | bytes], str]
+
+
+def test_yaml_values_and_defaults(write: Write) -> None:
+    recipe = load_recipe(write(MINIMAL))
+    assert recipe.sft.learning_rate == 1e-3
+    assert recipe.sft.lora
+    assert (recipe.sft.lora.r, recipe.sft.lora.alpha) == (16, 16)
+    assert recipe.grpo is None
+
+
+def test_flags_win_and_leave_their_neighbours_alone(write: Write) -> None:
+    flags = ["--sft.learning_rate", "1e-4", "--sft.lora.alpha=4", "--seed", "3", "--sft.packing"]
+    recipe = load_recipe(write(MINIMAL), flags)
+    assert (recipe.sft.learning_rate, recipe.seed, recipe.sft.packing) == (1e-4, 3, True)
+    assert recipe.sft.lora
+    assert (recipe.sft.lora.r, recipe.sft.lora.alpha) == (16, 4)
+
+
+@pytest.mark.parametrize("nothing", ["null", "None"])
+def test_null_removes_an_optional_part(write: Write, nothing: str) -> None:
+    recipe = load_recipe(write(MINIMAL), ["--dpo", nothing, "--sft.lora", nothing])
+    assert recipe.dpo is None
+    assert recipe.sft.lora is None
+
+
+def test_flags_can_add_a_stage_and_lists(write: Write) -> None:
+    flags = ["--grpo.dataset.path", "prompts.jsonl", "--grpo.rewards", '[{"kind": "math_verify", "weight": 2}]']
+    recipe = load_recipe(write(MINIMAL), [*flags, "--sft.lora.target_modules", "q_proj,v_proj"])
+    assert recipe.grpo
+    assert [(reward.kind, reward.weight) for reward in recipe.grpo.rewards] == [("math_verify", 2.0)]
+    assert recipe.sft.lora
+    assert recipe.sft.lora.target_modules == ("q_proj", "v_proj")
+
+
+def test_a_whole_section_as_json(write: Write) -> None:
+    assert (
+        load_recipe(write(MINIMAL), ["--dpo", '{"beta": 0.3}']).dpo
+        == load_recipe(write(MINIMAL), ["--dpo.beta", "0.3"]).dpo
+    )
+
+
+def test_relative_paths_start_at_the_recipe_and_those_of_flags_at_the_working_directory(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe(write(MINIMAL), ["--grpo.dataset.path", "prompts.jsonl"])
+    assert recipe.sft.dataset.path == str(tmp_path / "recipes" / "sft.jsonl")
+    assert recipe.evaluation.prompts.path == str(tmp_path / "held.jsonl")
+    assert recipe.grpo
+    assert recipe.grpo.dataset.path == str(tmp_path / "prompts.jsonl")
+
+
+def test_hub_ids_stay_and_existing_folders_do_not(write: Write, tmp_path: Path) -> None:
+    dpo = load_recipe(write(MINIMAL)).dpo
+    assert dpo
+    assert dpo.dataset.path == "organisation/pairs"
+    (tmp_path / "recipes" / "organisation" / "pairs").mkdir(parents=True)
+    dpo = load_recipe(write(MINIMAL)).dpo
+    assert dpo
+    assert dpo.dataset.path == str(tmp_path / "recipes" / "organisation" / "pairs")
+
+
+def test_base_model_folder_and_template(write: Write, tmp_path: Path) -> None:
+    section = "base_model: {source: folder, name: base, chat_template: mine.jinja}\n"
+    base = load_recipe(write(section + MINIMAL)).base_model
+    assert base.name == str(tmp_path / "recipes" / "base")
+    assert base.chat_template == str(tmp_path / "recipes" / "mine.jinja")
+    base = load_recipe(write(section + MINIMAL), ["--base_model.chat_template", "chatml"]).base_model
+    assert base.chat_template == "chatml"
+
+
+def test_aliases_are_allowed(write: Write) -> None:
+    recipe = load_recipe(write(MINIMAL.replace("{r: 16}", "&lora {r: 2}").replace("dpo:\n", "dpo:\n  lora: *lora\n")))
+    assert recipe.sft.lora
+    assert recipe.sft.lora.r == 2
+    assert recipe.dpo
+    assert recipe.dpo.lora == recipe.sft.lora
+
+
+@pytest.mark.parametrize(
+    ("content", "fragments"),
+    [
+        ("sft:\n  dataset: [\n", ("line 3", "column", "not valid YAML")),
+        ("sft: 1\nsft: 2\n", ("line 2", "'sft' is given twice")),
+        ("", ("empty", "sft:")),
+        ("# only a remark\n", ("empty",)),
+        ("- sft\n", ("top level is a list",)),
+        ("recipe\n", ("top level is a str",)),
+        ("--- {}\n--- {}\n", ("line 2", "not valid YAML")),
+        ("a: &a {b: *a}\n", ("contains itself",)),
+        ("? [1, 2]\n: 3\n", ("not valid YAML",)),
+        ("seed: !!python/object/apply:os.getcwd []\n", ("not valid YAML", "line 1")),
+        (b"\xff\xfe\x00", ("byte 0 is not UTF-8",)),
+        ("seed: \x07\n", ("not valid YAML",)),
+        (MINIMAL + "sed: 3\n", ("unknown key 'sed'", "did you mean 'seed'?")),
+        (MINIMAL.replace("learning_rate", "lerning_rate"), ("sft", "did you mean 'learning_rate'?")),
+    ],
+)
+def test_bad_files(write: Write, content: str | bytes, fragments: tuple[str, ...]) -> None:
+    with pytest.raises(InputError) as refused:
+        load_recipe(write(content))
+    for fragment in ("mine.yaml", *fragments):
+        assert fragment in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "fragments"),
+    [
+        (["--sft.lerning_rate", "1"], ("unknown flag '--sft.lerning_rate'", "did you mean '--sft.learning_rate'?")),
+        (["--sft.learn", "1"], ("unknown flag '--sft.learn'",)),
+        (["--seed"], ("--seed", "expected one argument")),
+        (["stray"], ("unknown argument 'stray'",)),
+        (["--seed", "three"], ("command line", "seed", "'three'")),
+        (["--sft.lora.r", "0"], ("command line", "sft.lora.r", "greater than or equal to 1")),
+        (["--sft.packing=maybe"], ("--sft.packing",)),
+        (["--grpo.rewards", "[{"], ("grpo.rewards",)),
+        (["--sft", "{"], ("sft",)),
+        (["--sft", "null"], ("sft", "command line")),
+        (["--grpo.beta", "1"], ("mine.yaml: grpo.dataset: Field required",)),
+        (["--precision", "int8"], ("precision", "int8")),
+    ],
+)
+def test_bad_flags(write: Write, flags: list[str], fragments: tuple[str, ...]) -> None:
+    with pytest.raises(InputError) as refused:
+        load_recipe(write(MINIMAL), flags)
+    for fragment in fragments:
+        assert fragment in str(refused.value)
+
+
+@pytest.mark.parametrize("wanted", ["nowhere.yaml", "folder/recipe", "", "."])
+def test_missing_recipes(wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"one of|shipped"):
+        load_recipe(wanted)
+
+
+def test_environment_variables_named_like_keys_are_ignored(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEED", "9")
+    monkeypatch.setenv("DPO", "null")
+    recipe = load_recipe(write(MINIMAL))
+    assert recipe.seed == 0
+    assert recipe.dpo
+
+
+def test_shipped_recipes_load_and_are_suggested() -> None:
+    names = shipped_recipes()
+    if not names:
+        pytest.skip("no recipe is shipped yet")
+    for name, path in names.items():
+        assert isinstance(load_recipe(name), Recipe), path
+    name = next(iter(names))
+    with pytest.raises(InputError, match=f"did you mean '{name}'"):
+        load_recipe(name[:-1])
