@@ -5,6 +5,7 @@ Every child process imports this module again, so heavy imports stay inside the 
 # ruff: noqa: T201 - a command prints
 
 import os
+import signal
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -55,6 +56,8 @@ def _run(arguments: Namespace) -> int:
     from tasks.child import warm_up
 
     warm_up()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
     from rich.console import Console
 
     from flows.align import align
@@ -68,6 +71,16 @@ def _run(arguments: Namespace) -> int:
         return 0
     print(f"align: run {record.id} {record.state}: {record.error}", file=sys.stderr)
     return 1
+
+
+def _leave(number: int, frame: object) -> None:
+    """End Prefect's temporary server and go: Ctrl-C has reached it, too, and Prefect would wait for its answer."""
+    import psutil
+
+    print("\nalign: interrupted; run the same command again to go on from here", file=sys.stderr, flush=True)
+    for child in psutil.Process().children(recursive=True):
+        child.terminate()
+    os._exit(128 + number)
 
 
 def _check(arguments: Namespace) -> int:

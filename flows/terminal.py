@@ -103,7 +103,7 @@ def print_summary(record: RunRecord, console: Console) -> None:
     }
     judged = {result.checkpoint.name: _estimates(result) for result in record.evaluations}
     for name in dict.fromkeys([*judged, *times]):
-        table.add_row(name, *judged.get(name, ("-", "-", "-")), times.get(name, ""))
+        table.add_row(_short_name(name), *judged.get(name, ("-", "-", "-")), times.get(name, ""))
     console.print(table)
     if record.report:
         console.print(f"report: {record.report}", soft_wrap=True, markup=False, highlight=False)

@@ -28,8 +28,6 @@ class Settings(BaseSettings):
     """Stages that may run at the same time; default: 2 on a CPU with at least two cores, else one a device."""
     per_device_train_batch_size: int | None = Field(None, ge=1)
     """Largest micro-batch in rows; default: the whole effective batch. Halved after running out of memory."""
-    max_attempts: int = Field(6, ge=1)
-    """Tries at a stage that runs out of memory, the first included."""
     checkpoint_every_steps: int = Field(25, ge=1)
     """Optimizer steps between two trainer checkpoints, from which an interrupted stage goes on."""
     gradient_checkpointing: bool = False

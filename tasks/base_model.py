@@ -39,7 +39,9 @@ def prepare_base_model(source: BaseModelSource, execution: Execution) -> Checkpo
     def read(path: Path, manifest: Manifest) -> Checkpoint:
         return Checkpoint(path=path, fingerprint=manifest.fingerprint, stage="base", precision=stage.precision)
 
-    return find_or_make("base", stage.fingerprint[:ID_LENGTH], execution, make, read)
+    return find_or_make(
+        "base", stage.fingerprint[:ID_LENGTH], execution, make, read, f"base-{stage.fingerprint[:ID_LENGTH]}"
+    )
 
 
 def locate(source: BaseModelSource) -> tuple[str, dict[str, str]]:

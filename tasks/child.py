@@ -33,6 +33,7 @@ _SECONDS_TO_STOP = 10
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tasks.core.preload"])
 _start = threading.Lock()
+_running: set[ForkServerProcess] = set()
 
 
 class ChildOptions(Contract):
@@ -95,6 +96,7 @@ def run_in_child(
     with _start:
         process = _context.Process(target=_serve, args=(function, arguments, options, child_events, child_output))
         process.start()
+        _running.add(process)
     child_events.close()
     child_output.close()
     reader = threading.Thread(target=_read_lines, args=(output, on_line), daemon=True)
@@ -103,8 +105,15 @@ def run_in_child(
         return _follow(process, events, on_report, options.timeout_seconds)
     finally:
         stop(process)
+        _running.discard(process)
         reader.join(timeout=5)
         events.close()
+
+
+def stop_all() -> None:
+    """End all children of this process; the threads that wait for them go on with an error."""
+    for process in tuple(_running):
+        stop(process)
 
 
 def stop(process: ForkServerProcess) -> None:
@@ -207,6 +216,8 @@ def _serve(
 
 
 def _die_with_parent() -> None:
+    # Every child gets a copy of the server's lifeline, and would keep the server alive without the flow's process.
+    os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -233,7 +244,8 @@ def _describe(error: Exception) -> Failure:
     if isinstance(error, InputError):
         return Failure(kind="input", message=str(error), trace=trace)
     if is_out_of_memory(error):
-        return Failure(kind="out_of_memory", message=str(error).splitlines()[0], trace=trace)
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        return Failure(kind="out_of_memory", message=first_line, trace=trace)
     if isinstance(error, AlignError):
         return Failure(kind="stage", message=str(error), trace=trace)
     return Failure(kind="bug", message=f"{type(error).__name__}: {error}", trace=trace)

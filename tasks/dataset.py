@@ -32,7 +32,7 @@ def prepare_dataset(source: DatasetSource, role: Role, system_prompt: str | None
     def read(path: Path, manifest: Manifest) -> Dataset:
         return Dataset(path=path, fingerprint=content, rows=len(checked.rows), source=_public_name(source))
 
-    return find_or_make("dataset", content[:ID_LENGTH], execution, make, read)
+    return find_or_make("dataset", content[:ID_LENGTH], execution, make, read, f"dataset-{content[:ID_LENGTH]}")
 
 
 def _write_and_publish(

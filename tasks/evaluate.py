@@ -33,7 +33,8 @@ def evaluate(stage: EvaluationInput, execution: Execution) -> EvaluationResult:
     def read(path: Path, manifest: Manifest) -> EvaluationResult:
         return EvaluationResult.model_validate_json((path / "result.json").read_bytes())
 
-    return find_or_make("evaluation", stage.fingerprint[:ID_LENGTH], execution, make, read)
+    title = f"evaluation-of-{stage.checkpoint.name}"
+    return find_or_make("evaluation", stage.fingerprint[:ID_LENGTH], execution, make, read, title)
 
 
 def _measure_and_publish(

@@ -25,7 +25,7 @@ def plan_attempt(batch_size: int, attempts: tuple[Attempt, ...], execution: Exec
     """The split of the effective batch for the next attempt: half of the micro-batch that last ran out of memory.
 
     Raises:
-        InputError: one row alone did not fit.
+        StageError: one row alone did not fit.
     """
     settings = execution.settings
     micro = split_batch(batch_size, settings.per_device_train_batch_size)[0]

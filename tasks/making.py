@@ -26,6 +26,7 @@ def find_or_make(
     execution: Execution,
     make: Callable[[ArtifactStore, Teller], Manifest],
     read: Callable[[Path, Manifest], Made],
+    title: str = "",
 ) -> Made:
     """Take the finished folder of that name, or make and publish it.
 
@@ -35,13 +36,14 @@ def find_or_make(
         execution: The machine's part.
         make: Makes and publishes the folder; called with one of the machine's places for computing held.
         read: Turns the finished folder and its manifest into what the task returns.
+        title: What people know it as; default: the name.
 
     Returns:
         What `read` gives; within a Prefect state named `Cached` where the folder was there, so call tasks by `submit`.
     """
     store = ArtifactStore(execution.settings.home)
     path = store.folder(kind, name)
-    teller = Teller(name if kind == "checkpoint" else f"{kind}-{name}")
+    teller = Teller(title or name)
     with store.lock(kind, name, teller.waiting):
         found = store.find(kind, name)
         if found:

@@ -1,8 +1,12 @@
 """The record of a run: opened before the first stage, closed by whatever ends the run."""
 
 import secrets
+import signal
+import threading
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from prefect import Flow
@@ -12,6 +16,7 @@ from prefect.context import FlowRunContext
 from models.recipe import Recipe
 from models.run import RunRecord, RunState
 from settings.settings import load_settings
+from tasks.child import stop_all
 from tasks.store import utc_now
 
 
@@ -21,11 +26,31 @@ def open_run(recipe: Recipe, recipe_name: str, home: Path) -> RunRecord:
     existing = list((home / "runs").glob(f"*-{run_id}/run.json"))
     if existing:
         record = RunRecord.model_validate_json(existing[0].read_bytes())
-        return save_run(record.model_copy(update={"state": "running", "error": "", "finished": None}), home)
-    name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{run_id}"
-    return save_run(
-        RunRecord(id=name, state="running", recipe=recipe, recipe_name=recipe_name, started=utc_now()), home
-    )
+        record = record.model_copy(update={"state": "running", "error": "", "finished": None})
+    else:
+        name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{run_id}"
+        record = RunRecord(id=name, state="running", recipe=recipe, recipe_name=recipe_name, started=utc_now())
+    _stop_stages_on_signals(record, home)
+    return save_run(record, home)
+
+
+def _stop_stages_on_signals(record: RunRecord, home: Path) -> None:
+    """On SIGINT and SIGTERM, end the training processes and note it, before whatever else the signal does.
+
+    Without it, a flow that is told to stop would wait for its stages to train to the end. Signals belong to the main
+    thread; a flow that runs in another one is left alone.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, partial(_stop_stages, record, home, signal.getsignal(number)))
+
+
+def _stop_stages(record: RunRecord, home: Path, previous: Any, number: int, frame: FrameType | None) -> None:
+    stop_all()
+    reason = f"stopped by {signal.Signals(number).name}"
+    save_run(record.model_copy(update={"state": "cancelled", "error": reason, "finished": utc_now()}), home)
+    if callable(previous):
+        previous(number, frame)
 
 
 def save_run(record: RunRecord, home: Path) -> RunRecord:

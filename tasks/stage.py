@@ -19,7 +19,7 @@ from tasks.provenance import provenance
 from tasks.store import ArtifactStore
 from tasks.telling import Teller
 
-RETRIES = 5
+RETRIES = 10
 """Times that Prefect tries a stage again after it ran out of memory, each time with half the micro-batch or less."""
 
 

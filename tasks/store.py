@@ -27,7 +27,7 @@ from models.errors import DamagedArtifact, InputError
 
 MANIFEST = "manifest.json"
 Waiting = Callable[[str], None]
-"""Told once, with the process id of who holds it, that something has to be waited for."""
+"""Told once what has to be waited for."""
 
 _SECONDS_BETWEEN_TRIES = 0.2
 _FOLDERS: dict[Kind, str] = {
@@ -43,6 +43,7 @@ class ArtifactStore:
 
     def __init__(self, home: Path) -> None:
         self.home = home
+        self._locks = home / ".locks"
 
     def folder(self, kind: Kind, name: str) -> Path:
         """Where the finished folder of that name lies or will lie."""
@@ -96,33 +97,38 @@ class ArtifactStore:
             name: The folder's name.
             waiting: Called where another process holds the right.
         """
-        with self._first_free([f"{kind}-{name}"], waiting):
+        name = f"{kind}-{name}"
+        with self._first_free([name], lambda: waiting(f"process {self._holder(name)}, which makes it")):
             yield
 
     @contextmanager
     def slot(self, slots: int, waiting: Waiting) -> Iterator[None]:
         """Hold one of the machine's places for a stage that computes, over all runs that share this artifact root."""
-        with self._first_free([f"slot-{number}" for number in range(slots)], waiting):
+        names = [f"slot-{number}" for number in range(slots)]
+        with self._first_free(names, lambda: waiting(f"one of {slots} places to compute in")):
             yield
 
     @contextmanager
-    def _first_free(self, names: list[str], waiting: Waiting) -> Iterator[None]:
+    def _first_free(self, names: list[str], waiting: Callable[[], None]) -> Iterator[None]:
         """Hold the first of the named locks that is free; ask for them in turn until one is."""
-        folder = self.home / ".locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        locks = {name: FileLock(folder / f"{name}.lock") for name in names}
+        self._locks.mkdir(parents=True, exist_ok=True)
+        locks = {name: FileLock(self._locks / f"{name}.lock") for name in names}
         name = _try_all(locks)
         if name is None:
-            holder = folder / f"{names[0]}.pid"
-            waiting(holder.read_text() if holder.exists() else "unknown")
+            waiting()
         while name is None:
             time.sleep(_SECONDS_BETWEEN_TRIES)
             name = _try_all(locks)
         try:
-            (folder / f"{name}.pid").write_text(str(os.getpid()))
+            (self._locks / f"{name}.pid").write_text(str(os.getpid()))
             yield
         finally:
             locks[name].release()
+
+    def _holder(self, name: str) -> str:
+        """Process id of who holds a lock, where it can be told."""
+        path = self._locks / f"{name}.pid"
+        return (path.exists() and path.read_text()) or "unknown"
 
     def manifests(self, kind: Kind) -> Iterator[tuple[Path, Manifest]]:
         """All finished folders of a kind with their manifests, newest first; unreadable ones are left out."""

@@ -33,10 +33,10 @@ class Teller:
         self._updated = 0.0
         self._log: Path | None = None
 
-    def waiting(self, holder: str) -> None:
-        """Another process makes the same thing, or all device slots are taken."""
-        self._say("info", f"waiting for process {holder}")
-        announce(Progress(stage=self._name, phase=f"waiting for process {holder}"))
+    def waiting(self, what: str) -> None:
+        """Another process makes the same thing, or all places to compute in are taken."""
+        self._say("info", f"waiting for {what}")
+        announce(Progress(stage=self._name, phase=f"waiting for {what}"))
 
     def cached(self, path: Path, manifest: Manifest, changes: list[str]) -> None:
         """It was there; say so, and with which other versions it was made."""

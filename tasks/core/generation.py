@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.core.loading import load_policy, load_tokenizer
 
@@ -99,11 +99,25 @@ def _generate_batch(
     padded = chat.tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(chat.model.device)
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
     output = chat.model.generate(
-        **padded,
+        **{name: tensor.repeat_interleave(num_replies, dim=0) for name, tensor in padded.items()},
         **sampling,
+        past_key_values=_prefill(chat, padded, num_replies),
         max_new_tokens=max_new_tokens,
-        num_return_sequences=num_replies,
         pad_token_id=chat.tokenizer.pad_token_id,
     )
     texts = chat.tokenizer.batch_decode(output[:, padded["input_ids"].shape[1] :], skip_special_tokens=True)
     return [texts[start : start + num_replies] for start in range(0, len(texts), num_replies)]
+
+
+def _prefill(chat: ChatModel, padded: Any, num_replies: int) -> DynamicCache | None:
+    """Keys and values of the prompts but their last token, computed once for all replies to a prompt."""
+    if num_replies == 1:
+        return None
+    mask = padded["attention_mask"][:, :-1]
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    cache = DynamicCache(config=chat.model.config)
+    chat.model.base_model(
+        input_ids=padded["input_ids"][:, :-1], attention_mask=mask, position_ids=positions, past_key_values=cache
+    )
+    cache.batch_repeat_interleave(num_replies)
+    return cache

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from models.contract import Contract
-from models.errors import InputError
+from models.errors import StageError
 
 
 class TrainingPlan(Contract):
@@ -50,10 +50,10 @@ def halve(per_device_train_batch_size: int, batch_size: int) -> int:
     """The next smaller micro-batch: the largest divisor of the effective batch that is at most half of this one.
 
     Raises:
-        InputError: one row alone does not fit.
+        StageError: one row alone does not fit.
     """
     if per_device_train_batch_size == 1:
-        raise InputError(
+        raise StageError(
             "out of memory with one row at a time; set ALIGN_GRADIENT_CHECKPOINTING=true, or lower max_length, "
             "max_completion_length or num_generations, or train with LoRA"
         )

@@ -46,7 +46,7 @@ def trainer_arguments(stage: TrainingInput, plan: TrainingPlan, folder: Path) ->
         "max_grad_norm": asked.max_grad_norm,
         "per_device_train_batch_size": plan.per_device_train_batch_size,
         "gradient_accumulation_steps": plan.gradient_accumulation_steps,
-        "gradient_checkpointing": plan.gradient_checkpointing,
+        "activation_checkpointing": plan.gradient_checkpointing,
         "seed": stage.seed,
         "data_seed": stage.seed,
         "use_cpu": on_cpu,
