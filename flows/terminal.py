@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, TaskID, TextColumn
@@ -48,7 +49,8 @@ class PlainDisplay:
                 return
             self._last[report.stage] = (report.phase, time.monotonic())
             parts = [report.phase, _steps(report), _figures(report), _time_left(report)]
-            self._console.print(f"{report.stage}: {', '.join(filter(None, parts))}", markup=False, highlight=False)
+            line = f"{report.stage}: {', '.join(filter(None, parts))}"
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 class LiveDisplay:
@@ -95,16 +97,17 @@ def showing_progress(console: Console) -> Iterator[None]:
 
 def print_summary(record: RunRecord, console: Console) -> None:
     """Figures of every model of the run, what each stage took, and where the report lies."""
-    table = Table(title=f"Run {record.id}: {record.state}")
+    table = Table(title=f"Run {record.id}: {record.state}", box=box.SIMPLE_HEAD)
     for heading in ("model", "exact match", "preference accuracy", "sampled reward", "time"):
         table.add_column(heading)
-    times = {
-        outcome.checkpoint.name: "cached" if outcome.cached else duration(outcome.seconds) for outcome in record.stages
-    }
-    judged = {result.checkpoint.name: _estimates(result) for result in record.evaluations}
-    for name in dict.fromkeys([*judged, *times]):
-        table.add_row(_short_name(name), *judged.get(name, ("-", "-", "-")), times.get(name, ""))
+    judged = {result.checkpoint.stage: _estimates(result) for result in record.evaluations}
+    for outcome in record.stages:
+        spent = "cached" if outcome.cached else duration(outcome.seconds)
+        table.add_row(outcome.stage, *judged.get(outcome.stage, ("-", "-", "-")), spent)
     console.print(table)
+    policies = [outcome.checkpoint.name for outcome in record.stages if outcome.stage != "reward"]
+    if policies:
+        console.print(f"talk to it: align chat {policies[-1]}", markup=False, highlight=False)
     if record.report:
         console.print(f"report: {record.report}", soft_wrap=True, markup=False, highlight=False)
 

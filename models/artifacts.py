@@ -32,6 +32,8 @@ class Attempt(Contract):
     """Rows that went through the model at once."""
     gradient_accumulation_steps: int
     """Micro-batches per optimizer step."""
+    gradient_checkpointing: bool = False
+    """Whether activations were recomputed in the backward pass."""
     started: str
     """UTC time, ISO 8601."""
     seconds: float
@@ -60,7 +62,7 @@ class Manifest(Contract):
     parents: dict[str, str] = {}
     """Names of the folders this one was made from, by role (`policy`, `reward_model`, `dataset`, ...)."""
     origin: dict[str, Any] = {}
-    """Where the content came from: hub id and revision, file digests, source paths relative to the recipe."""
+    """Where the content came from: hub id and revision, file digests, names of files without their folders."""
     metrics: dict[str, float] = {}
     """Figures measured while making it."""
     machine: dict[str, str | int] = {}

@@ -1,9 +1,10 @@
 """Every error that a user can meet. Each is built from one string, since Prefect stores type and message alone.
 
 AlignError
-├── InputError         what was asked for cannot work; nothing was written (exit code 2)
-└── StageError         a stage failed while it ran (exit code 1)
-    ├── OutOfMemory    the device or the host ran out of memory; retried at a smaller micro-batch
+├── InputError           what was asked for cannot work; nothing was written (exit code 2)
+└── StageError           a stage failed while it ran (exit code 1)
+    ├── OutOfMemory      the device or the host ran out of memory; retried at a smaller micro-batch
+    ├── Stopped          the stage was told to stop
     └── DamagedArtifact  files on disk differ from their manifest
 """
 
@@ -25,6 +26,10 @@ class StageError(AlignError):
 
 class OutOfMemory(StageError):
     """The device or the host ran out of memory at the current micro-batch."""
+
+
+class Stopped(StageError):
+    """The stage was told to stop; what it has trained is kept."""
 
 
 class DamagedArtifact(StageError):

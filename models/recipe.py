@@ -125,14 +125,19 @@ class DPO(Training):
     loss_type: Literal["sigmoid", "hinge", "ipo", "robust"] = Field("sigmoid", title="Loss")
     """Form of the preference loss; `sigmoid` is the paper's."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, title="Label smoothing")
-    """Assumed share of preferences noted the wrong way round."""
+    """Assumed share of preferences noted the wrong way round; for loss `robust` only."""
+    sft_weight: float = Field(0.0, ge=0, title="SFT weight")
+    """Weight of the chosen answer's cross-entropy, which keeps its probability from falling (Pang et al. 2024,
+    arXiv 2404.19733)."""
     max_length: Positive = Field(1024, title="Longest row in tokens")
     """Rows are cut to so many tokens."""
 
     @model_validator(mode="after")
-    def _robust_needs_smoothing(self) -> "DPO":
+    def _robust_and_smoothing_go_together(self) -> "DPO":
         if self.loss_type == "robust" and self.label_smoothing == 0:
             raise ValueError("loss_type 'robust' with label_smoothing 0 is the plain loss; set label_smoothing above 0")
+        if self.loss_type != "robust" and self.label_smoothing:
+            raise ValueError(f"label_smoothing has no effect on loss_type '{self.loss_type}'; use loss_type robust")
         return self
 
 

@@ -42,7 +42,7 @@ class RunRecord(Contract):
     error: str = ""
     """Message of the error that ended the run."""
     stages: tuple[StageOutcome, ...] = ()
-    """The stages that ended, in the order of the pipeline."""
+    """The stages in the order of the pipeline, once the run has completed."""
     evaluations: tuple[EvaluationResult, ...] = ()
     """Figures of the base model and of every stage."""
     report: Path | None = None

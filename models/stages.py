@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from models.artifacts import Artifact, Checkpoint, Dataset, Stage
 from models.contract import Contract
+from models.evaluation import Estimate
 from models.fingerprint import ID_LENGTH, fingerprint
 from models.recipe import DPO, GRPO, SFT, BaseModelSource, Evaluation, Precision, RewardModel, Training
 
@@ -104,8 +105,6 @@ class RewardInput(TrainingInput):
     stage: ClassVar[Stage] = "reward"
     code_version: ClassVar[int] = 1
     hyperparameters: RewardModel
-    heldout: Dataset
-    """Pairs that it is checked on; they do not change its weights and so not its fingerprint."""
 
 
 class DPOInput(TrainingInput):
@@ -124,6 +123,8 @@ class GRPOInput(TrainingInput):
     hyperparameters: GRPO
     reward_model: Checkpoint | None = None
     """Scorer of completions, where the recipe's rewards ask for one."""
+    reward_accuracy: Estimate | None = None
+    """How well it ranks held-out pairs; decides whether it may be used, not what it teaches."""
 
     def parents(self) -> dict[str, Artifact]:
         """Policy, prompts and, where one is used, the reward model."""

@@ -4,11 +4,13 @@ Read from the environment (`ALIGN_…`) and a `.env` file. Built in the flow or 
 them at import.
 """
 
+import os
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.errors import InputError, describe_validation
 
@@ -37,9 +39,14 @@ class Settings(BaseSettings):
     reserved_disk_bytes: int = Field(1_000_000_000, ge=0)
     """Space that must stay free on the artifact root's disk."""
     strict_versions: bool = False
-    """Make library versions part of every fingerprint."""
-    report_to: tuple[str, ...] = ()
-    """Trackers that get the training metrics, by Transformers' names (`tensorboard`, `wandb`, …)."""
+    """Make library versions part of every training stage's fingerprint."""
+    report_to: Annotated[tuple[str, ...], NoDecode] = ()
+    """Trackers that get the training metrics, by Transformers' names, separated by commas: `tensorboard,wandb`."""
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _split_at_commas(cls, value: object) -> object:
+        return tuple(filter(None, value.replace(" ", "").split(","))) if isinstance(value, str) else value
 
 
 def load_settings() -> Settings:
@@ -48,8 +55,18 @@ def load_settings() -> Settings:
     Raises:
         InputError: a variable has an impossible value; the message names it.
     """
+    _refuse_unknown_variables()
     try:
         settings = Settings()
     except ValidationError as error:
         raise InputError(describe_validation(error, "environment (ALIGN_… variables)")) from None
     return settings.model_copy(update={"home": settings.home.absolute()})
+
+
+def _refuse_unknown_variables() -> None:
+    known = [f"ALIGN_{field.upper()}" for field in Settings.model_fields]
+    for variable in os.environ:
+        if variable.upper().startswith("ALIGN_") and variable.upper() not in known:
+            near = get_close_matches(variable.upper(), known, n=1)
+            remedy = f"did you mean {near[0]}?" if near else f"known ones: {', '.join(known)}"
+            raise InputError(f"environment: unknown setting {variable}; {remedy}")

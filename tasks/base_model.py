@@ -1,5 +1,6 @@
 """The base model as a Prefect task: found, pinned by content, converted once and kept under the artifact root."""
 
+import re
 import time
 from pathlib import Path
 
@@ -21,6 +22,9 @@ from tasks.provenance import provenance
 from tasks.store import ArtifactStore, file_digest
 from tasks.telling import Teller
 
+_MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")
+"""Endings of the files that Transformers reads: weights, configuration, tokenizer, template."""
+
 
 @task(name="prepare-base-model", cache_policy=NO_CACHE)
 def prepare_base_model(source: BaseModelSource, execution: Execution) -> Checkpoint:
@@ -33,8 +37,8 @@ def prepare_base_model(source: BaseModelSource, execution: Execution) -> Checkpo
     location, origin = locate(source)
     stage = BaseModelInput(source=source, origin=origin, precision=execution.precision)
 
-    def make(store: ArtifactStore, teller: Teller) -> Manifest:
-        return _convert_and_publish(stage, location, execution, store, teller)
+    def make(store: ArtifactStore, teller: Teller, options: ChildOptions) -> Manifest:
+        return _convert_and_publish(stage, location, execution, store, teller, options)
 
     def read(path: Path, manifest: Manifest) -> Checkpoint:
         return Checkpoint(path=path, fingerprint=manifest.fingerprint, stage="base", precision=stage.precision)
@@ -58,9 +62,10 @@ def locate(source: BaseModelSource) -> tuple[str, dict[str, str]]:
         file = packaged_gguf(source.name)
         return str(file), {"sha256": file_digest(file)} | template
     if source.source == "folder":
-        files = sorted(path for path in Path(source.name).iterdir() if path.is_file())
+        files = sorted(path for ending in _MODEL_FILES for path in Path(source.name).glob(f"*{ending}"))
         return source.name, {path.name: file_digest(path) for path in files} | template
-    return source.name, {"hub": source.name, "commit": _hub_commit(source)} | template
+    pinned = source.revision if re.fullmatch(r"[0-9a-f]{40}", source.revision or "") else None
+    return source.name, {"hub": source.name, "commit": pinned or _hub_commit(source)} | template
 
 
 def _hub_commit(source: BaseModelSource) -> str:
@@ -81,15 +86,18 @@ def _hub_commit(source: BaseModelSource) -> str:
 
 
 def _convert_and_publish(
-    stage: BaseModelInput, location: str, execution: Execution, store: ArtifactStore, teller: Teller
+    stage: BaseModelInput,
+    location: str,
+    execution: Execution,
+    store: ArtifactStore,
+    teller: Teller,
+    options: ChildOptions,
 ) -> Manifest:
     name = stage.fingerprint[:ID_LENGTH]
     store.discard_partial("base", name)
     folder = store.partial("base", name)
     started = time.monotonic()
-    metrics, _ = run_in_child(
-        convert, (stage, location, folder), ChildOptions.of(execution), teller.report, teller.line
-    )
+    metrics, _ = run_in_child(convert, (stage, location, folder), options, teller.report, teller.line)
     return store.publish(
         folder,
         name=name,

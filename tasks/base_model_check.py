@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,8 @@ from models.contract import Contract
 from models.errors import InputError
 from models.recipe import BaseModelSource
 from settings.chat_templates import chat_template
+from tasks.sources import HUB_ID
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _GGUF_BITS_PER_WEIGHT = 4.5  # of the common 4-bit formats: counts more weights than there are in finer ones
@@ -39,7 +38,7 @@ def check_base_model(source: BaseModelSource) -> BaseModelFacts:
     if source.source == "package":
         size = packaged_gguf(source.name).stat().st_size
         return BaseModelFacts(parameters=int(size * 8 / _GGUF_BITS_PER_WEIGHT), context_tokens=None)
-    if not _HUB_ID.fullmatch(source.name):
+    if not HUB_ID.fullmatch(source.name):
         remedy = "use `organisation/model`, or source: folder for a local folder"
         raise InputError(f"base_model.name: '{source.name}' is not a hub id; {remedy}")
     return BaseModelFacts(parameters=None, context_tokens=None)

@@ -14,26 +14,34 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from typing import Any
 
-import psutil
-
 from models.contract import Contract
-from models.errors import AlignError, InputError, OutOfMemory, StageError
+from models.errors import AlignError, InputError, OutOfMemory, StageError, Stopped
 from tasks.execution import Execution
 
 _PR_SET_PDEATHSIG = 1
 _SECONDS_TO_STOP = 10
+_LINES_TO_TELL = 20
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tasks.core.preload"])
+# A step allocates and frees the same large tensors again and again; without this glibc returns them to the system each
+# time, and every step pays for zeroed pages anew.
+_KEEP_FREED_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
+    "MALLOC_TOP_PAD_": str(256 << 20),
+}
 _start = threading.Lock()
 _running: set[ForkServerProcess] = set()
+_told_to_stop: set[ForkServerProcess] = set()
 
 
 class ChildOptions(Contract):
@@ -44,10 +52,14 @@ class ChildOptions(Contract):
     timeout_seconds: float | None = None
     """The child is killed after so long."""
 
+    place: int = 0
+    """Which of several accelerators it sees; with one or none, all there is."""
+
     @classmethod
-    def of(cls, execution: Execution) -> "ChildOptions":
-        """The options that settings and machine ask for."""
-        return cls(threads=execution.threads, timeout_seconds=execution.settings.stage_timeout_seconds)
+    def of(cls, execution: Execution, place: int) -> "ChildOptions":
+        """The options that settings and machine ask for, in that place of the machine."""
+        timeout = execution.settings.stage_timeout_seconds
+        return cls(threads=execution.threads, timeout_seconds=timeout, place=place)
 
 
 class Failure(Contract):
@@ -62,9 +74,15 @@ class Failure(Contract):
 
 
 def warm_up() -> None:
-    """Start the server now, so that its imports are done by the time that the first stage asks for a child."""
+    """Start the server, so that its imports are done by the time that the first stage asks for a child."""
     with _start:
-        forkserver.ensure_running()
+        before = dict(os.environ)
+        os.environ.update({name: value for name, value in _KEEP_FREED_MEMORY.items() if name not in before})
+        try:
+            forkserver.ensure_running()
+        finally:
+            for name in _KEEP_FREED_MEMORY.keys() - before.keys():
+                del os.environ[name]
 
 
 def run_in_child(
@@ -93,16 +111,21 @@ def run_in_child(
     """
     events, child_events = _context.Pipe(duplex=False)
     output, child_output = _context.Pipe(duplex=False)
+    warm_up()
     with _start:
         process = _context.Process(target=_serve, args=(function, arguments, options, child_events, child_output))
         process.start()
         _running.add(process)
     child_events.close()
     child_output.close()
-    reader = threading.Thread(target=_read_lines, args=(output, on_line), daemon=True)
+    last_lines: deque[str] = deque(maxlen=_LINES_TO_TELL)
+    reader = threading.Thread(target=_read_lines, args=(output, on_line, last_lines), daemon=True)
     reader.start()
     try:
         return _follow(process, events, on_report, options.timeout_seconds)
+    except _Died as death:
+        reader.join(timeout=5)
+        raise _explain(process, death.exit_code, last_lines) from None
     finally:
         stop(process)
         _running.discard(process)
@@ -113,28 +136,20 @@ def run_in_child(
 def stop_all() -> None:
     """End all children of this process; the threads that wait for them go on with an error."""
     for process in tuple(_running):
+        _told_to_stop.add(process)
         stop(process)
 
 
 def stop(process: ForkServerProcess) -> None:
     """End a child and everything that it has started: politely first, then for certain."""
-    if process.pid is None or not process.is_alive():
-        return
-    tree = _tree(process.pid)
-    process.terminate()
-    process.join(timeout=_SECONDS_TO_STOP)
-    for member in tree:
-        with suppress(psutil.NoSuchProcess):
-            member.kill()
+    if process.is_alive():
+        process.terminate()
+        process.join(timeout=_SECONDS_TO_STOP)
+    if process.pid is not None:
+        process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     process.join()
-
-
-def _tree(pid: int) -> list[psutil.Process]:
-    try:
-        parent = psutil.Process(pid)
-        return [parent, *parent.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
 
 
 def _follow(
@@ -145,17 +160,18 @@ def _follow(
     while True:
         remaining = max(0.0, deadline - time.monotonic()) if deadline else None
         if not wait([events, process.sentinel], remaining):
-            raise StageError(f"stopped after {timeout_seconds:.0f} s; raise ALIGN_STAGE_TIMEOUT_SECONDS to allow more")
+            raise StageError(f"stopped after {timeout_seconds:g} s; raise ALIGN_STAGE_TIMEOUT_SECONDS to allow more")
         kind, value, peak = _receive(events)
         if kind == "report":
             on_report(value)
         elif kind == "returned":
+            process.join(timeout=_SECONDS_TO_STOP)
             return value, peak
         elif kind == "failed":
             raise _as_error(value)
         else:
             process.join()
-            raise _death(process.exitcode or 0)
+            raise _Died(process.exitcode or 0)
 
 
 def _receive(events: Connection) -> tuple[str, Any, int]:
@@ -167,14 +183,25 @@ def _receive(events: Connection) -> tuple[str, Any, int]:
     return message
 
 
-def _death(exit_code: int) -> StageError:
+class _Died(Exception):
+    """The child ended without a word."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(exit_code)
+        self.exit_code = exit_code
+
+
+def _explain(process: ForkServerProcess, exit_code: int, last_lines: Iterable[str]) -> StageError:
     """What to say of a child that ended without a word."""
+    if process in _told_to_stop:
+        return Stopped("stopped on request")
     if exit_code == -signal.SIGKILL:
         return OutOfMemory(
             "the training process was killed (SIGKILL), most likely by the kernel for want of host memory"
         )
     reason = signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
-    return StageError(f"the training process ended without a result ({reason}); its log has the last lines it printed")
+    said = "".join(f"\n  {line}" for line in last_lines) or " nothing"
+    return StageError(f"the training process ended without a result ({reason}); it last printed:{said}")
 
 
 def _as_error(failure: Failure) -> AlignError:
@@ -184,11 +211,12 @@ def _as_error(failure: Failure) -> AlignError:
     return StageError(f"{failure.message}\n{failure.trace}")
 
 
-def _read_lines(output: Connection, on_line: Callable[[str], None]) -> None:
+def _read_lines(output: Connection, on_line: Callable[[str], None], last_lines: deque[str]) -> None:
     with os.fdopen(os.dup(output.fileno()), errors="replace") as lines:
         output.close()
         for line in lines:
             if line.strip():
+                last_lines.append(line.rstrip())
                 on_line(line.rstrip())
 
 
@@ -201,12 +229,14 @@ def _serve(
 ) -> None:
     """The child's side: run the function and send back what comes of it."""
     _die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches the whole group: end at once, without a traceback
+    os.setpgid(0, 0)  # a group of its own, so that all that it starts can be ended with it
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     for descriptor in (1, 2):
         os.dup2(output.fileno(), descriptor)
     output.close()
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    _see_one_accelerator(options.place)
     _limit_threads(options.threads)
     try:
         result = function(*arguments, lambda report: events.send(("report", report, 0)))
@@ -220,6 +250,16 @@ def _die_with_parent() -> None:
     os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _see_one_accelerator(place: int) -> None:
+    """Hide all CUDA devices but one: Transformers would spread a batch over all that it sees, and enlarge it."""
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    devices = [device for device in visible.split(",") if device]
+    if devices:
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices[place % len(devices)]
 
 
 def _limit_threads(threads: int) -> None:

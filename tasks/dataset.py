@@ -6,8 +6,9 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from models.artifacts import Dataset, Manifest
-from models.fingerprint import ID_LENGTH, canonical_json
+from models.fingerprint import ID_LENGTH, canonical_json, fingerprint
 from models.recipe import DatasetSource
+from tasks.child import ChildOptions
 from tasks.execution import Execution
 from tasks.making import find_or_make
 from tasks.provenance import provenance
@@ -24,21 +25,22 @@ def prepare_dataset(source: DatasetSource, role: Role, system_prompt: str | None
         InputError: a row does not fit the stage, or there are none.
     """
     checked = check_rows(source, role, system_prompt)
-    content = digest(checked.rows)
+    identity = {"rows_sha256": digest(checked.rows)}
+    name = fingerprint(identity)[:ID_LENGTH]
 
-    def make(store: ArtifactStore, teller: Teller) -> Manifest:
-        return _write_and_publish(content, checked, source, execution, store)
+    def make(store: ArtifactStore, teller: Teller, options: ChildOptions) -> Manifest:
+        return _write_and_publish(identity, checked, source, execution, store)
 
     def read(path: Path, manifest: Manifest) -> Dataset:
-        return Dataset(path=path, fingerprint=content, rows=len(checked.rows), source=_public_name(source))
+        return Dataset(path=path, fingerprint=manifest.fingerprint, rows=len(checked.rows), source=_public_name(source))
 
-    return find_or_make("dataset", content[:ID_LENGTH], execution, make, read, f"dataset-{content[:ID_LENGTH]}")
+    return find_or_make("dataset", name, execution, make, read, f"dataset-{name}")
 
 
 def _write_and_publish(
-    content: str, checked: CheckedRows, source: DatasetSource, execution: Execution, store: ArtifactStore
+    identity: dict[str, str], checked: CheckedRows, source: DatasetSource, execution: Execution, store: ArtifactStore
 ) -> Manifest:
-    name = content[:ID_LENGTH]
+    name = fingerprint(identity)[:ID_LENGTH]
     folder = store.partial("dataset", name)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
@@ -47,8 +49,8 @@ def _write_and_publish(
         folder,
         name=name,
         kind="dataset",
-        fingerprint=content,
-        identity={"rows_sha256": content},
+        fingerprint=fingerprint(identity),
+        identity=identity,
         origin=source.model_dump(mode="json") | {"path": _public_name(source)},
         metrics={"rows": float(len(checked.rows)), "duplicates_dropped": float(checked.duplicates)},
         **provenance(execution),

@@ -1,5 +1,6 @@
 """Evaluation as a Prefect task: any model of a run on the same held-out rows, once for each model and set of rows."""
 
+import json
 from pathlib import Path
 
 from prefect import task
@@ -27,25 +28,25 @@ def evaluate(stage: EvaluationInput, execution: Execution) -> EvaluationResult:
         StageError: the evaluation failed.
     """
 
-    def make(store: ArtifactStore, teller: Teller) -> Manifest:
-        return _measure_and_publish(stage, execution, store, teller)
+    def make(store: ArtifactStore, teller: Teller, options: ChildOptions) -> Manifest:
+        return _measure_and_publish(stage, execution, store, teller, options)
 
     def read(path: Path, manifest: Manifest) -> EvaluationResult:
-        return EvaluationResult.model_validate_json((path / "result.json").read_bytes())
+        return EvaluationResult(checkpoint=stage.checkpoint, **json.loads((path / "result.json").read_bytes()))
 
     title = f"evaluation-of-{stage.checkpoint.name}"
     return find_or_make("evaluation", stage.fingerprint[:ID_LENGTH], execution, make, read, title)
 
 
 def _measure_and_publish(
-    stage: EvaluationInput, execution: Execution, store: ArtifactStore, teller: Teller
+    stage: EvaluationInput, execution: Execution, store: ArtifactStore, teller: Teller, options: ChildOptions
 ) -> Manifest:
     name = stage.fingerprint[:ID_LENGTH]
     folder = store.partial("evaluation", name)
     result, _ = run_in_child(
         entry.evaluate,
         (stage, execution.machine.device, folder),
-        ChildOptions.of(execution),
+        options,
         teller.report,
         teller.line,
     )

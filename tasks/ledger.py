@@ -8,17 +8,19 @@ from pathlib import Path
 from types import TracebackType
 
 from models.artifacts import Attempt
-from models.errors import OutOfMemory
+from models.errors import OutOfMemory, Stopped
 from tasks.core.plan import TrainingPlan, halve, split_batch
 from tasks.execution import Execution
-from tasks.store import utc_now
+from tasks.store import replace_file, utc_now
+
+LEDGER = "attempts.jsonl"
 
 
 def read_attempts(workspace: Path) -> tuple[Attempt, ...]:
-    """All attempts so far, oldest first; a half-written last line is passed over."""
-    path = workspace / "attempts.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return tuple(Attempt.model_validate_json(line) for line in lines if line.endswith("\n"))
+    """All attempts so far, oldest first."""
+    path = workspace / LEDGER
+    lines = path.read_text().splitlines() if path.exists() else []
+    return tuple(Attempt.model_validate_json(line) for line in lines)
 
 
 def plan_attempt(batch_size: int, attempts: tuple[Attempt, ...], execution: Execution) -> TrainingPlan:
@@ -29,7 +31,11 @@ def plan_attempt(batch_size: int, attempts: tuple[Attempt, ...], execution: Exec
     """
     settings = execution.settings
     micro = split_batch(batch_size, settings.per_device_train_batch_size)[0]
-    failed = [attempt.per_device_train_batch_size for attempt in attempts if attempt.outcome == "out_of_memory"]
+    failed = [
+        attempt.per_device_train_batch_size
+        for attempt in attempts
+        if attempt.outcome == "out_of_memory" and attempt.gradient_checkpointing == settings.gradient_checkpointing
+    ]
     if failed and min(failed) <= micro:
         micro = halve(min(failed), batch_size)
     return TrainingPlan(
@@ -46,7 +52,7 @@ class AttemptRecorder:
     """Context of one attempt; on leaving it, the attempt is added to the ledger with how it ended."""
 
     def __init__(self, workspace: Path, plan: TrainingPlan) -> None:
-        self._path = workspace / "attempts.jsonl"
+        self._workspace = workspace
         self._plan = plan
         self.resumed_from_step = 0
         self.peak_memory_bytes = 0
@@ -59,14 +65,15 @@ class AttemptRecorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a") as ledger:
-            ledger.write(self._attempt(error).model_dump_json() + "\n")
+        attempts = (*read_attempts(self._workspace), self._attempt(error))
+        lines = "".join(attempt.model_dump_json() + "\n" for attempt in attempts)
+        replace_file(self._workspace / LEDGER, lines)
 
     def _attempt(self, error: BaseException | None) -> Attempt:
         return Attempt(
             per_device_train_batch_size=self._plan.per_device_train_batch_size,
             gradient_accumulation_steps=self._plan.gradient_accumulation_steps,
+            gradient_checkpointing=self._plan.gradient_checkpointing,
             started=self._started,
             seconds=time.monotonic() - self._clock,
             outcome=_outcome(error),
@@ -81,4 +88,4 @@ def _outcome(error: BaseException | None) -> str:
         return "completed"
     if isinstance(error, OutOfMemory):
         return "out_of_memory"
-    return "failed" if isinstance(error, Exception) else "cancelled"
+    return "cancelled" if isinstance(error, Stopped) or not isinstance(error, Exception) else "failed"

@@ -12,6 +12,7 @@ from prefect.states import Completed
 
 from models.artifacts import Kind, Manifest
 from models.contract import Contract
+from tasks.child import ChildOptions
 from tasks.execution import Execution
 from tasks.provenance import version_changes
 from tasks.store import ArtifactStore
@@ -24,7 +25,7 @@ def find_or_make(
     kind: Kind,
     name: str,
     execution: Execution,
-    make: Callable[[ArtifactStore, Teller], Manifest],
+    make: Callable[[ArtifactStore, Teller, ChildOptions], Manifest],
     read: Callable[[Path, Manifest], Made],
     title: str = "",
 ) -> Made:
@@ -34,7 +35,7 @@ def find_or_make(
         kind: What the folder holds.
         name: Its name, which ends in the fingerprint's beginning.
         execution: The machine's part.
-        make: Makes and publishes the folder; called with one of the machine's places for computing held.
+        make: Makes and publishes the folder; called while one of the machine's places for computing is held.
         read: Turns the finished folder and its manifest into what the task returns.
         title: What people know it as; default: the name.
 
@@ -49,7 +50,7 @@ def find_or_make(
         if found:
             teller.cached(path, found, version_changes(found.versions))
             return cast(Made, Completed(name="Cached", data=read(path, found), message=f"{path.name} is there already"))
-        with store.slot(execution.parallel_stages, teller.waiting), teller.failing():
-            made = make(store, teller)
+        with store.slot(execution.parallel_stages, teller.waiting) as place, teller.failing():
+            made = make(store, teller, ChildOptions.of(execution, place))
         teller.completed(path, made)
         return read(path, made)

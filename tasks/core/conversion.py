@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerBase
 
 from models.errors import InputError
 from models.recipe import BaseModelSource
@@ -34,17 +34,14 @@ def convert_base_model(stage: BaseModelInput, location: str, folder: Path, repor
     tokenizer = AutoTokenizer.from_pretrained(**options)
     prepare_tokenizer(tokenizer, stage.source)
     report({"phase": "reading the weights"})
-    model = AutoModelForCausalLM.from_pretrained(**options, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(**options, **_weights(stage), dtype=torch.float32)
     model.config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     report({"phase": "writing"})
-    plain = type(model)(model.config)  # a GGUF-loaded instance refuses to be saved
-    plain.load_state_dict(model.state_dict())
-    plain.generation_config = model.generation_config
-    plain.to(DTYPES[stage.precision]).save_pretrained(folder)
+    model.to(DTYPES[stage.precision]).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return {"parameters": float(plain.num_parameters())}
+    return {"parameters": float(model.num_parameters())}
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, source: BaseModelSource) -> None:
@@ -70,6 +67,16 @@ def _load_options(stage: BaseModelInput, location: str) -> dict[str, Any]:
     if stage.source.source == "hub":
         return {"pretrained_model_name_or_path": location, "revision": stage.origin["commit"]}
     return {"pretrained_model_name_or_path": location}
+
+
+def _weights(stage: BaseModelInput) -> dict[str, Any]:
+    """How the weights are read.
+
+    A GGUF file's as plain tensors, since a model that is still quantised can be neither saved nor trained; others from
+    safetensors only, since pickled weights can run code.
+    """
+    packaged = stage.source.source == "package"
+    return {"quantization_config": GgufConfig(dequantize=True)} if packaged else {"use_safetensors": True}
 
 
 def _distinct_pad_token(tokenizer: PreTrainedTokenizerBase) -> str | None:

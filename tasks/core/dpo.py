@@ -13,7 +13,7 @@ from transformers import set_seed
 from trl import DPOConfig, DPOTrainer
 
 from models.stages import DPOInput
-from tasks.core.loading import DTYPES, load_policy, load_tokenizer, training_dataset
+from tasks.core.loading import load_policy, load_tokenizer, training_dataset, training_dtype
 from tasks.core.lora import lora_config, write_model
 from tasks.core.plan import TrainingPlan, TrainingResult
 from tasks.core.trainer import Report, Workspace, train, trainer_arguments
@@ -22,9 +22,11 @@ from tasks.core.trainer import Report, Workspace, train, trainer_arguments
 def dpo_arguments(stage: DPOInput, plan: TrainingPlan, folder: Path) -> dict[str, Any]:
     """Arguments of TRL's `DPOConfig`."""
     asked = stage.hyperparameters
+    terms = {asked.loss_type: 1.0} | ({"sft": asked.sft_weight} if asked.sft_weight else {})
     return trainer_arguments(stage, plan, folder) | {
         "beta": asked.beta,
-        "loss_type": [asked.loss_type],
+        "loss_type": list(terms),
+        "loss_weights": list(terms.values()),
         "label_smoothing": asked.label_smoothing,
         "max_length": asked.max_length,
     }
@@ -36,7 +38,7 @@ def train_dpo_model(stage: DPOInput, plan: TrainingPlan, folder: Path, report: R
     set_seed(stage.seed)
     tokenizer = load_tokenizer(stage.policy.path)
     trainer = DPOTrainer(
-        model=load_policy(stage.policy.path, DTYPES[stage.precision]),
+        model=load_policy(stage.policy.path, training_dtype(stage)),
         args=DPOConfig(**dpo_arguments(stage, plan, workspace.trainer)),
         train_dataset=training_dataset(stage.dataset, ("prompt", "chosen", "rejected")),
         processing_class=tokenizer,

@@ -27,7 +27,7 @@ def evaluate_model(stage: EvaluationInput, device: str, folder: Path, report: Re
     result = EvaluationResult(checkpoint=stage.checkpoint, **measure(stage, device, report))
     result = result.model_copy(update={"seconds": time.monotonic() - started})
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "result.json").write_text(result.model_dump_json(indent=2))
+    (folder / "result.json").write_text(result.model_dump_json(indent=2, exclude={"checkpoint"}))
     return result
 
 

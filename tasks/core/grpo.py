@@ -12,9 +12,9 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import GRPOConfig, GRPOTrainer
 
-from models.errors import InputError
+from models.errors import StageError
 from models.stages import GRPOInput
-from tasks.core.loading import DTYPES, load_policy, load_scorer, load_tokenizer, training_dataset
+from tasks.core.loading import DTYPES, load_policy, load_scorer, load_tokenizer, training_dataset, training_dtype
 from tasks.core.lora import lora_config, write_model
 from tasks.core.plan import TrainingPlan, TrainingResult
 from tasks.core.trainer import Report, Workspace, train, trainer_arguments
@@ -43,14 +43,14 @@ def train_grpo_policy(stage: GRPOInput, plan: TrainingPlan, folder: Path, report
     """Train, merge and write the model to the workspace `folder`.
 
     Raises:
-        InputError: the rewards ask for a reward model that is missing or ranks held-out pairs no better than chance.
+        StageError: the rewards ask for a reward model that is missing or ranks held-out pairs no better than chance.
     """
     workspace = Workspace(folder)
     set_seed(stage.seed)
     tokenizer = load_tokenizer(stage.policy.path)
     functions, tokenizers = _rewards(stage, plan)
     trainer = GRPOTrainer(
-        model=load_policy(stage.policy.path, DTYPES[stage.precision]),
+        model=load_policy(stage.policy.path, training_dtype(stage)),
         reward_funcs=functions,
         reward_processing_classes=tokenizers,
         args=GRPOConfig(**grpo_arguments(stage, plan, workspace.trainer)),
@@ -83,14 +83,12 @@ def _rewards(
 
 def _checked_reward_model(stage: GRPOInput) -> Path:
     """The reward model's folder, if it ranks held-out pairs better than chance."""
-    model = stage.reward_model
-    if model is None:
-        raise InputError("grpo.rewards asks for a reward_model, but none was trained; add a reward stage")
-    low = model.metrics.get("heldout_accuracy_low", 0.0)
-    if low <= 0.5:
-        raise InputError(
-            f"reward model {model.name} ranks held-out pairs no better than chance (accuracy "
-            f"{model.metrics.get('heldout_accuracy', 0.0):.2f}, lower end of the 95 % interval {low:.2f}); train it "
+    model, accuracy = stage.reward_model, stage.reward_accuracy
+    if model is None or accuracy is None:
+        raise StageError("grpo.rewards asks for a reward_model, but none was trained and judged; add a reward stage")
+    if accuracy.low <= 0.5:
+        raise StageError(
+            f"reward model {model.name} ranks held-out pairs no better than chance (accuracy {accuracy}); train it "
             "longer or on clearer pairs, or remove reward_model from grpo.rewards"
         )
     return model.path

@@ -16,6 +16,7 @@ from transformers import (
 
 from models.artifacts import Dataset
 from models.recipe import Precision
+from models.stages import TrainingInput
 
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -38,6 +39,14 @@ def load_scorer(path: Path, dtype: torch.dtype, device: str = "cpu") -> PreTrain
     """
     model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=dtype, use_safetensors=True)
     return cast(PreTrainedModel, model.to(device))
+
+
+def training_dtype(stage: TrainingInput) -> torch.dtype:
+    """Number format of the weights while they train.
+
+    Without adapters float32, whatever the precision: most of AdamW's steps are smaller than bfloat16 can tell apart.
+    """
+    return DTYPES[stage.precision] if stage.hyperparameters.lora else torch.float32
 
 
 def read_snapshot(dataset: Dataset) -> list[dict[str, Any]]:

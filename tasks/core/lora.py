@@ -21,6 +21,8 @@ Task = Literal["CAUSAL_LM", "SEQ_CLS"]
 
 _TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 5e-3}
 """Largest relative error of outputs that rounding the merged weights to the stored format explains."""
+_PROBES = ("12 + 7 = 19", "Every checkpoint says what it is made of.", "Pick a number.", "?")
+"""Several, so that the error of one score near zero does not decide."""
 
 
 def lora_config(lora: LoRA | None, task: Task) -> LoraConfig | None:
@@ -58,7 +60,7 @@ def write_model(
     dtype = DTYPES[stage.precision]
     expected = _outputs(trained.float(), tokenizer)
     if isinstance(trained, PeftModel):
-        trained.save_pretrained(workspace.adapter)
+        _save_adapter(trained, stage, workspace)
         _merge(load, stage, workspace).to(dtype).save_pretrained(workspace.model)
     else:
         trained.to(dtype).save_pretrained(workspace.model)
@@ -73,6 +75,13 @@ def write_model(
     return {"merge_relative_error": error}
 
 
+def _save_adapter(trained: PeftModel, stage: TrainingInput, workspace: Workspace) -> None:
+    """Write the adapter with its parent's name in place of its parent's path on this machine."""
+    trained.peft_config["default"].base_model_name_or_path = stage.policy.name
+    trained.save_pretrained(workspace.adapter)
+    (workspace.adapter / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+
+
 def _merge(load: Callable[..., PreTrainedModel], stage: TrainingInput, workspace: Workspace) -> PreTrainedModel:
     """Parent plus adapter, added in float32 in a fresh load."""
     parent = load(stage.policy.path, torch.float32)
@@ -83,8 +92,11 @@ def _merge(load: Callable[..., PreTrainedModel], stage: TrainingInput, workspace
 
 @torch.no_grad()
 def _outputs(model: Any, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
-    """Logits (or the score) of a short fixed text, in float32, on the CPU."""
-    tokens = tokenizer("Every checkpoint says what it is made of: 12 + 7 = 19.", return_tensors="pt").to(model.device)
+    """All logits (or scores) of a few fixed texts, in float32, on the CPU, as one vector."""
     model.eval()
-    logits: torch.Tensor = model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).logits
-    return logits.float().cpu()
+    outputs = []
+    for text in _PROBES:
+        tokens = tokenizer(text, return_tensors="pt").to(model.device)
+        logits = model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).logits
+        outputs.append(logits.float().cpu().flatten())
+    return torch.cat(outputs)

@@ -2,6 +2,8 @@
 
 from accelerate.utils.memory import should_reduce_batch_size
 
+from models.errors import OutOfMemory
+
 _MESSAGES = (
     "cuda error: out of memory",
     "mps backend out of memory",
@@ -12,7 +14,7 @@ _MESSAGES = (
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the error says that the device or the host has no memory left."""
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError | OutOfMemory):
         return True
     known = isinstance(error, Exception) and should_reduce_batch_size(error)
     return known or any(message in str(error).lower() for message in _MESSAGES)

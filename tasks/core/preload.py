@@ -3,8 +3,11 @@
 Nothing here may start a thread, run a kernel or touch an accelerator: a forked child could not go on from that.
 """
 
+import logging
 import os
 
+# Asks for an optional package of kernels that nothing here needs.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "warning")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

@@ -3,7 +3,7 @@
     loss = -log sigmoid(score(prompt, chosen) - score(prompt, rejected))
 
 Bradley-Terry, as in Ouyang et al. 2022 (arXiv 2203.02155, equation 1). The score head is trained and published with the
-model, and is checked on held-out pairs after the model has been read back from disk.
+model.
 """
 
 from pathlib import Path
@@ -13,11 +13,9 @@ from transformers import set_seed
 from trl import RewardConfig, RewardTrainer
 
 from models.stages import RewardInput
-from tasks.core.loading import DTYPES, load_scorer, load_tokenizer, read_snapshot, training_dataset
+from tasks.core.loading import load_scorer, load_tokenizer, training_dataset, training_dtype
 from tasks.core.lora import lora_config, write_model
 from tasks.core.plan import TrainingPlan, TrainingResult
-from tasks.core.scoring import preferred
-from tasks.core.statistics import proportion
 from tasks.core.trainer import Report, Workspace, train, trainer_arguments
 
 
@@ -31,11 +29,11 @@ def reward_arguments(stage: RewardInput, plan: TrainingPlan, folder: Path) -> di
 
 
 def train_scorer(stage: RewardInput, plan: TrainingPlan, folder: Path, report: Report) -> TrainingResult:
-    """Train, merge, write the model to the workspace `folder`, and judge it on the held-out pairs."""
+    """Train, merge and write the model to the workspace `folder`."""
     workspace = Workspace(folder)
     set_seed(stage.seed)
     tokenizer = load_tokenizer(stage.policy.path)
-    model = load_scorer(stage.policy.path, DTYPES[stage.precision])
+    model = load_scorer(stage.policy.path, training_dtype(stage))
     model.config.pad_token_id = tokenizer.pad_token_id
     trainer = RewardTrainer(
         model=model,
@@ -47,13 +45,4 @@ def train_scorer(stage: RewardInput, plan: TrainingPlan, folder: Path, report: R
     resumed = train(trainer, workspace, report)
     report({"phase": "merging"})
     metrics = write_model(trainer.model, tokenizer, stage, workspace, "SEQ_CLS")
-    report({"phase": "checking"})
-    return TrainingResult(metrics=metrics | _heldout_accuracy(stage, plan, workspace), resumed_from_step=resumed)
-
-
-def _heldout_accuracy(stage: RewardInput, plan: TrainingPlan, workspace: Workspace) -> dict[str, float]:
-    """Share of held-out pairs ranked right by the written model, with the lower end of its 95 % interval."""
-    scorer = load_scorer(workspace.model, DTYPES[stage.precision], plan.device)
-    verdicts = preferred(scorer, load_tokenizer(workspace.model), read_snapshot(stage.heldout))
-    accuracy = proportion(verdicts)
-    return {"heldout_accuracy": accuracy.value, "heldout_accuracy_low": accuracy.low}
+    return TrainingResult(metrics=metrics, resumed_from_step=resumed)

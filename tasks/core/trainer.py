@@ -3,11 +3,13 @@
 import json
 import time
 from collections.abc import Callable
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from models.errors import StageError
 from models.stages import TrainingInput
@@ -76,7 +78,11 @@ def train(trainer: Trainer, workspace: Workspace, report: Report) -> int:
     checkpoint = last_complete_checkpoint(workspace.trainer)
     progress = _Reporter(report)
     trainer.add_callback(progress)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if checkpoint and _is_last(checkpoint):
+        _take_up(trainer, checkpoint)
+        progress.first_step = trainer.state.global_step
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if checkpoint and not progress.first_step:
         raise StageError(f"{checkpoint.name} was there, but training started from step 0; delete {workspace.trainer}")
     workspace.history.parent.mkdir(parents=True, exist_ok=True)
@@ -91,6 +97,17 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
     """The newest trainer checkpoint that was written to its end."""
     complete = [path.parent for path in folder.glob(f"checkpoint-*/{_COMPLETE}")]
     return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _is_last(checkpoint: Path) -> bool:
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    return bool(state.global_step >= state.max_steps)
+
+
+def _take_up(trainer: Trainer, checkpoint: Path) -> None:
+    """Load weights and state of a training that was done; resuming it would train one step too many."""
+    trainer._load_from_checkpoint(str(checkpoint))
+    trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
 
 
 class _Reporter(TrainerCallback):
@@ -111,7 +128,9 @@ class _Reporter(TrainerCallback):
     ) -> None:
         done = state.global_step - self.first_step
         left = (time.monotonic() - self._started) / done * (state.max_steps - state.global_step) if done else None
-        metrics = {key: float(value) for key, value in logs.items() if isinstance(value, int | float)}
+        metrics = {
+            key: float(value) for key, value in logs.items() if isinstance(value, int | float) and isfinite(value)
+        }
         self._report(
             {
                 "phase": "training",

@@ -104,9 +104,12 @@ def _facts(record: RunRecord, manifests: dict[str, Manifest]) -> dict[str, str]:
 
 
 def _machine(manifest: Manifest) -> str:
-    """A machine in a few words: `cpu, bf16, 2 cores`."""
-    facts = manifest.machine.items()
-    return ", ".join(value if isinstance(value, str) else f"{value} {name}" for name, value in facts)
+    """A machine in a few words: `AMD EPYC, 2 cores, 23.5 GiB, bf16`."""
+    machine = manifest.machine
+    cores = f"{machine['cores']} cores" if "cores" in machine else ""
+    size = memory(int(machine.get("memory_bytes", 0)))
+    facts = (str(machine.get("name", machine.get("device", ""))), cores, size, str(machine.get("precision", "")))
+    return ", ".join(fact for fact in facts if fact not in ("", UNKNOWN))
 
 
 def _section(

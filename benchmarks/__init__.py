@@ -1,0 +1,1 @@
+"""Side by side with a plain TRL script: the same stages, data, steps and hyperparameters."""

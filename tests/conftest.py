@@ -1,0 +1,73 @@
+"""What tests share: a tiny model and its data, a Prefect API and one finished run; each made once and on demand."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from models.recipe import Recipe
+from models.run import RunRecord
+from settings.machine import Machine
+from settings.settings import Settings
+from tasks.execution import Execution
+from tests.tiny import build_tiny_model, run_align, tiny_recipe, write_tiny_data
+
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+
+
+def pytest_configure() -> None:
+    """Shut out this machine's own settings, before any test module reads them."""
+    for name in [name for name in os.environ if name.startswith("ALIGN_")]:
+        del os.environ[name]
+    os.environ.update(_OFFLINE)
+    Settings.model_config["env_file"] = None
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a two-layer Llama and its tokenizer."""
+    return build_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the five files of a tiny recipe."""
+    return write_tiny_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def execution(tmp_path: Path) -> Execution:
+    """A CPU with two cores and an empty artifact root."""
+    machine = Machine(device="cpu", name="test", cores=2, memory_bytes=2**34, native_bf16=False, accelerators=0)
+    settings = Settings(home=tmp_path / "home")
+    return Execution(settings=settings, machine=machine, precision="fp32", threads=1, parallel_stages=2)
+
+
+@pytest.fixture(scope="session")
+def prefect_api() -> Iterator[None]:
+    """A Prefect server with an empty database."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=180):
+        yield
+
+
+@pytest.fixture(scope="session")
+def recipe(tiny_model: Path, tiny_data: Path) -> Recipe:
+    """All four stages, a few steps each."""
+    return Recipe.model_validate(tiny_recipe(tiny_model, tiny_data))
+
+
+@pytest.fixture(scope="session")
+def finished_run(prefect_api: None, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunRecord]:
+    """The artifact root and the record of one finished run of all stages; not to be changed, see `home`."""
+    home = tmp_path_factory.mktemp("finished") / "home"
+    return home, run_align(recipe, home).record
+
+
+@pytest.fixture
+def home(finished_run: tuple[Path, RunRecord], tmp_path: Path) -> Path:
+    """A test's own copy of the finished run's artifact root."""
+    return Path(shutil.copytree(finished_run[0], tmp_path / "home"))

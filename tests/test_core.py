@@ -1,0 +1,523 @@
+"""Each stage's training core for real on a tiny model: what is trained, what is written, and what is refused."""
+
+import json
+import math
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, set_seed
+from trl import SFTConfig, SFTTrainer
+
+from models.artifacts import Checkpoint, Dataset, Stage
+from models.errors import OutOfMemory, StageError
+from models.evaluation import EvaluationResult
+from models.fingerprint import canonical_json
+from models.recipe import DatasetSource, Recipe
+from models.stages import BaseModelInput, DPOInput, EvaluationInput, GRPOInput, RewardInput, SFTInput, TrainingInput
+from tasks.child import ChildOptions, run_in_child
+from tasks.core import entry
+from tasks.core.generation import ChatModel, chat_generate, generate, load_chat
+from tasks.core.loading import load_policy, load_scorer, load_tokenizer, training_dataset
+from tasks.core.lora import write_model
+from tasks.core.plan import TrainingPlan, TrainingResult
+from tasks.core.scoring import more_likely
+from tasks.core.sft import sft_arguments
+from tasks.core.statistics import mean_reward, proportion
+from tasks.core.trainer import Report, Workspace, last_complete_checkpoint
+from tasks.rows import Role, check_rows, digest
+from tasks.store import file_digest
+from tests.tiny import PROMPTS, build_tiny_model, write_rows
+
+slow = pytest.mark.slow
+STAGES = ("sft", "reward", "dpo", "grpo")
+MODES = ("lora", "full")
+BATCH = 8
+
+
+def silent(report: Any) -> None:
+    """Listen to no report."""
+
+
+def snapshot(folder: Path, source: DatasetSource, role: Role) -> Dataset:
+    """The rows of a source as a dataset's folder holds them."""
+    rows = check_rows(source, role, None).rows
+    path = folder / digest(rows)[:16]
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "rows.jsonl").write_text("".join(canonical_json(row) + "\n" for row in rows))
+    return Dataset(path=path, fingerprint=digest(rows), rows=len(rows), source=source.path)
+
+
+def plan(micro: int = BATCH, checkpoint_every_steps: int = 25) -> TrainingPlan:
+    return TrainingPlan(
+        device="cpu",
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=BATCH // micro,
+        checkpoint_every_steps=checkpoint_every_steps,
+    )
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): file_digest(path) for path in folder.rglob("*") if path.is_file()}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A stage that was trained, and what came of it."""
+
+    stage: TrainingInput
+    result: TrainingResult
+    folder: Path
+
+    @property
+    def model(self) -> Path:
+        """What a next stage starts from."""
+        return self.folder / "model"
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The model as the stage would hand it over."""
+        name = self.stage.stage
+        return Checkpoint(
+            path=self.model, fingerprint="1" * 64, stage=name, precision="fp32", metrics=self.result.metrics
+        )
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """The trainer's log."""
+        return [json.loads(line) for line in (self.model / "history.jsonl").read_text().splitlines()]
+
+
+@dataclass
+class Laboratory:
+    """Trains stages of the tiny recipe, each once."""
+
+    folder: Path
+    recipe: Recipe
+    base: Checkpoint
+    done: dict[tuple[str, str], Trained] = field(default_factory=dict)
+
+    def trained(self, name: str, mode: str = "lora") -> Trained:
+        """The stage, trained from its parent as it is with LoRA."""
+        if (name, mode) not in self.done:
+            self.done[name, mode] = self.train(self.stage(name, mode), self.folder / f"{name}-{mode}")
+        return self.done[name, mode]
+
+    def train(self, stage: TrainingInput, folder: Path, plan: TrainingPlan = plan()) -> Trained:  # noqa: B008
+        """Train in this process."""
+        return Trained(stage, getattr(entry, stage.stage)(stage, plan, folder, silent), folder)
+
+    def rows(self, source: DatasetSource | None, role: Role) -> Dataset:
+        """A snapshot of a source."""
+        assert source
+        return snapshot(self.folder / "datasets", source, role)
+
+    def stage(self, name: str, mode: str = "lora", **changes: Any) -> TrainingInput:
+        """The input of a stage, with other hyperparameters where wanted."""
+        asked = getattr(self.recipe, name).model_copy(update=changes | ({"lora": None} if mode == "full" else {}))
+        common: dict[str, Any] = {"seed": 1, "precision": "fp32", "hyperparameters": asked}
+        if name == "sft":
+            return SFTInput(policy=self.base, dataset=self.rows(asked.dataset, "sft"), **common)
+        if name == "grpo":
+            policy, scorer = self.trained("dpo").checkpoint, self.trained("reward").checkpoint
+            rows = self.rows(asked.dataset, "prompts")
+            accuracy = self.evaluate(scorer).preference_accuracy
+            return GRPOInput(policy=policy, reward_model=scorer, reward_accuracy=accuracy, dataset=rows, **common)
+        common |= {"policy": self.trained("sft").checkpoint, "dataset": self.rows(asked.dataset, "preference")}
+        if name == "dpo":
+            return DPOInput(**common)
+        return RewardInput(**common)
+
+    def evaluate(self, checkpoint: Checkpoint, prompts: Dataset | None = None, **changes: Any) -> EvaluationResult:
+        """Measure as the recipe says, with changes."""
+        spec = self.recipe.evaluation.model_copy(update=changes)
+        pairs = self.rows(spec.preferences, "preference") if spec.preferences else None
+        prompts = prompts or self.rows(spec.prompts, "prompts")
+        stage = EvaluationInput(checkpoint=checkpoint, spec=spec, prompts=prompts, preferences=pairs, seed=1)
+        return entry.evaluate(stage, "cpu", self.folder / "evaluation", silent)
+
+
+@pytest.fixture(scope="module")
+def laboratory(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Laboratory:
+    folder = tmp_path_factory.mktemp("core")
+    stage = BaseModelInput(source=recipe.base_model, origin={"files": "tiny"}, precision="fp32")
+    entry.convert(stage, recipe.base_model.name, folder / "base", silent)
+    base = Checkpoint(path=folder / "base", fingerprint="0" * 64, stage="base", precision="fp32")
+    return Laboratory(folder, recipe, base)
+
+
+@pytest.fixture(params=[(name, mode) for name in STAGES for mode in MODES], ids="-".join)
+def trained(laboratory: Laboratory, request: pytest.FixtureRequest) -> Trained:
+    """Each stage with LoRA and as full fine-tuning."""
+    return laboratory.trained(*request.param)
+
+
+def load(trained: Trained, path: Path) -> Any:
+    loader = AutoModelForSequenceClassification if trained.stage.stage == "reward" else AutoModelForCausalLM
+    return loader.from_pretrained(path, **({"num_labels": 1} if trained.stage.stage == "reward" else {})).eval()
+
+
+def weights(path: Path, trained: Trained) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in load(trained, path).state_dict().items() if name != "lm_head.weight"}
+
+
+@torch.no_grad()
+def outputs(model: Any, tokenizer: Any, text: str = "3 + 5") -> torch.Tensor:
+    model.config.pad_token_id = tokenizer.pad_token_id
+    logits: torch.Tensor = model.eval()(**tokenizer(text, return_tensors="pt")).logits
+    return logits
+
+
+@slow
+def test_all_that_is_trainable_has_moved(trained: Trained) -> None:
+    before, after = weights(trained.stage.policy.path, trained), weights(trained.model, trained)
+    moved = {name for name in after if not torch.equal(before[name], after[name])}
+    adapted = tuple(f"{name}.weight" for name in ("q_proj", "k_proj", "v_proj", "o_proj", "score"))
+    full = trained.stage.hyperparameters.lora is None
+    assert moved == {name for name in after if full or name.endswith(adapted)}
+    assert all(torch.isfinite(value).all() for value in after.values())
+
+
+@slow
+def test_loss_is_finite_at_every_step(trained: Trained) -> None:
+    losses = [entry["loss"] for entry in trained.history if "loss" in entry]
+    assert len(losses) == trained.stage.hyperparameters.max_steps
+    assert all(math.isfinite(loss) for loss in losses)
+
+
+@slow
+def test_written_folder_chats_by_itself(trained: Trained) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(trained.model)
+    base = AutoTokenizer.from_pretrained(trained.stage.policy.path)
+    assert tokenizer.chat_template == base.chat_template
+    assert (tokenizer.pad_token, tokenizer.eos_token) == (base.pad_token, base.eos_token)
+    assert torch.isfinite(outputs(load(trained, trained.model), tokenizer)).all()
+    assert sorted(path.suffix for path in trained.model.rglob("*") if path.suffix in {".bin", ".pt", ".pkl"}) == []
+
+
+@slow
+def test_written_model_is_the_trained_one(trained: Trained) -> None:
+    assert trained.result.metrics["merge_relative_error"] < 1e-5
+    if trained.stage.hyperparameters.lora:
+        parent = load(trained, trained.stage.policy.path)
+        adapted = PeftModel.from_pretrained(parent, trained.model / "adapter")
+        tokenizer = load_tokenizer(trained.model)
+        merged = outputs(load(trained, trained.model), tokenizer)
+        torch.testing.assert_close(outputs(adapted, tokenizer), merged, rtol=1e-4, atol=1e-5)
+
+
+@slow
+def test_adapter_lies_beside_the_merged_model_as_asked(trained: Trained) -> None:
+    adapter = trained.model / "adapter" / "adapter_config.json"
+    assert adapter.exists() == (trained.stage.hyperparameters.lora is not None)
+    if adapter.exists():
+        config = json.loads(adapter.read_text())
+        assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (8, 16, 0.0)
+        assert set(config["target_modules"]) == {"q_proj", "k_proj", "v_proj", "o_proj"}
+        assert config["task_type"] == ("SEQ_CLS" if trained.stage.stage == "reward" else "CAUSAL_LM")
+
+
+@slow
+def test_only_the_completion_and_its_end_carry_loss(laboratory: Laboratory, tmp_path: Path) -> None:
+    stage = laboratory.stage("sft")
+    assert isinstance(stage, SFTInput)
+    tokenizer = load_tokenizer(stage.policy.path)
+    trainer = SFTTrainer(
+        model=load_policy(stage.policy.path, torch.float32),
+        args=SFTConfig(**sft_arguments(stage, plan(), tmp_path)),
+        train_dataset=training_dataset(stage.dataset, ("prompt", "completion")),
+        processing_class=tokenizer,
+    )
+    answers = {
+        row["completion"] for row in map(json.loads, Path(laboratory.recipe.sft.dataset.path).read_text().splitlines())
+    }
+    for batch in trainer.get_train_dataloader():
+        for tokens, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+            trained = labels != -100
+            assert torch.equal(labels[trained], tokens[trained])
+            assert tokenizer.eos_token_id in labels[trained]
+            assert tokenizer.decode(labels[trained]).partition(tokenizer.eos_token)[0] in answers
+            untrained = tokenizer.decode(tokens[~trained], skip_special_tokens=False)
+            assert untrained.rstrip(tokenizer.pad_token).endswith("<|im_start|>assistant\n")
+
+
+@slow
+@pytest.mark.parametrize("mode", MODES)
+def test_dpo_starts_at_its_reference(laboratory: Laboratory, mode: str) -> None:
+    assert laboratory.trained("dpo", mode).history[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+
+
+@slow
+@pytest.mark.parametrize("mode", MODES)
+def test_reward_head_is_trained_and_published(laboratory: Laboratory, mode: str, tmp_path: Path) -> None:
+    trained = laboratory.trained("reward", mode)
+    still = laboratory.train(laboratory.stage("reward", mode, learning_rate=1e-12, max_steps=1), tmp_path)
+    set_seed(trained.stage.seed)
+    initial = load_scorer(trained.stage.policy.path, torch.float32).score.weight
+    published = [load_scorer(run.model, torch.float32).score.weight for run in (still, trained)]
+    torch.testing.assert_close(published[0], initial, rtol=0, atol=1e-6)
+    assert (published[1] - initial).abs().min() > 1e-4
+
+
+@slow
+@pytest.mark.parametrize("mode", MODES)
+def test_published_reward_model_ranks_heldout_pairs_better_than_chance(laboratory: Laboratory, mode: str) -> None:
+    accuracy = laboratory.evaluate(laboratory.trained("reward", mode).checkpoint).preference_accuracy
+    assert accuracy
+    assert accuracy.low > 0.5
+
+
+@slow
+def test_grpo_leaves_its_reward_model_alone(laboratory: Laboratory, tmp_path: Path) -> None:
+    scorer = laboratory.trained("reward").model
+    before = digests(scorer)
+    grpo = laboratory.train(laboratory.stage("grpo"), tmp_path)
+    assert digests(scorer) == before
+    assert file_digest(grpo.model / "model.safetensors") != file_digest(grpo.stage.policy.path / "model.safetensors")
+
+
+@slow
+@pytest.mark.parametrize("right", [0, 8, 10])
+def test_grpo_refuses_a_reward_model_at_chance(laboratory: Laboratory, tmp_path: Path, right: int) -> None:
+    accuracy = proportion([number < right for number in range(16)])
+    with pytest.raises(StageError, match="no better than chance"):
+        laboratory.train(laboratory.stage("grpo").model_copy(update={"reward_accuracy": accuracy}), tmp_path)
+
+
+@slow
+@pytest.mark.parametrize("missing", ["reward_model", "reward_accuracy"])
+def test_grpo_refuses_a_reward_model_that_nobody_judged(laboratory: Laboratory, tmp_path: Path, missing: str) -> None:
+    with pytest.raises(StageError, match="none was trained and judged"):
+        laboratory.train(laboratory.stage("grpo").model_copy(update={missing: None}), tmp_path)
+
+
+@slow
+def test_a_model_that_was_merged_into_another_parent_is_refused(laboratory: Laboratory, tmp_path: Path) -> None:
+    stage = laboratory.stage("sft")
+    other = load_policy(build_tiny_model(tmp_path / "other", seed=7), torch.float32)
+    adapted = get_peft_model(other, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
+    with pytest.raises(StageError, match=r"differs from the trained one.*nothing was published"):
+        write_model(adapted, load_tokenizer(stage.policy.path), stage, Workspace(tmp_path), "CAUSAL_LM")
+
+
+def test_an_incomplete_trainer_checkpoint_is_skipped(tmp_path: Path) -> None:
+    assert last_complete_checkpoint(tmp_path) is None
+    for step, files in {2: ["complete"], 4: ["complete"], 10: ["complete"], 12: ["model.safetensors"]}.items():
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        for name in files:
+            (tmp_path / f"checkpoint-{step}" / name).touch()
+    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+
+
+def dying(
+    key: str,
+    moment: object,
+    train: Callable[..., TrainingResult],
+    stage: TrainingInput,
+    plan: TrainingPlan,
+    folder: Path,
+    report: Report,
+) -> TrainingResult:
+    """Train, and kill this process by SIGKILL when a report's `key` says that the moment has come."""
+
+    def pass_on(said: dict[str, Any]) -> None:
+        report(said)
+        if said.get(key) == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return train(stage, plan, folder, pass_on)
+
+
+@slow
+@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize(("key", "moment", "saved"), [("step", 3, 2), ("phase", "merging", 4)])
+def test_a_killed_stage_goes_on_and_ends_with_the_same_weights(
+    laboratory: Laboratory, tmp_path: Path, name: str, key: str, moment: object, saved: int
+) -> None:
+    stage = laboratory.stage(name, max_steps=4, lr_scheduler_type="constant")
+    often = plan(checkpoint_every_steps=2)
+    door: Callable[..., TrainingResult] = getattr(entry, name)
+
+    def in_child(function: Callable[..., TrainingResult], *arguments: Any) -> TrainingResult:
+        result, _ = run_in_child(function, arguments, ChildOptions(threads=1), silent, silent)
+        assert isinstance(result, TrainingResult)
+        return result
+
+    whole = in_child(door, stage, often, tmp_path / "whole")
+    with pytest.raises(OutOfMemory, match="SIGKILL"):
+        in_child(partial(dying, key, moment, door), stage, often, tmp_path / "killed")
+    resumed = in_child(door, stage, often, tmp_path / "killed")
+    assert (whole.resumed_from_step, resumed.resumed_from_step) == (0, saved)
+    made = [file_digest(tmp_path / run / "model" / "model.safetensors") for run in ("whole", "killed")]
+    assert made[0] == made[1]
+
+
+@slow
+@pytest.mark.parametrize("name", STAGES)
+def test_half_the_micro_batch_gives_the_same_weights(laboratory: Laboratory, tmp_path: Path, name: str) -> None:
+    whole = laboratory.trained(name)
+    halved = laboratory.train(whole.stage, tmp_path, plan(micro=BATCH // 2))
+    before, after = weights(whole.model, whole), weights(halved.model, whole)
+    for key, value in before.items():
+        # GRPO normalises tiny differences of reward, so that rounding shows most there.
+        torch.testing.assert_close(after[key], value, rtol=0, atol=2e-3 if name == "grpo" else 1e-4)
+
+
+@pytest.fixture(scope="module")
+def taught(laboratory: Laboratory, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A model that has learned to answer with a number and to stop."""
+    stage = laboratory.stage("sft", "full", max_steps=60)
+    return laboratory.train(stage, tmp_path_factory.mktemp("taught"))
+
+
+@pytest.fixture(scope="module")
+def chat(taught: Trained) -> ChatModel:
+    return load_chat(taught.model, dtype=torch.float32)
+
+
+def conversation(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+@slow
+def test_a_reply_ends_with_the_turn_and_has_no_special_tokens(chat: ChatModel) -> None:
+    reply = chat_generate(chat, conversation("3 + 5"), max_new_tokens=20)
+    assert reply.strip().isdigit()
+    assert not any(token in reply for token in chat.tokenizer.all_special_tokens)
+
+
+@slow
+def test_replies_are_the_same_alone_and_in_a_batch(chat: ChatModel) -> None:
+    texts = [*PROMPTS[:6], "1", "How much is 3 + 5, and why? Say it at length.", "2 + 2 + 2 + 2 + 2"]
+    together = generate(chat, [conversation(text) for text in texts], max_new_tokens=12)
+    assert [replies[0] for replies in together] == [
+        chat_generate(chat, conversation(text), max_new_tokens=12) for text in texts
+    ]
+    assert len({replies[0] for replies in together}) > 1
+
+
+@slow
+def test_replies_are_counted_and_sampled_as_asked(chat: ChatModel) -> None:
+    done: list[int] = []
+    conversations = [conversation(text) for text in PROMPTS[:5]]
+    drawn = generate(chat, conversations, max_new_tokens=4, temperature=5.0, num_replies=3, on_progress=done.append)
+    assert [len(replies) for replies in drawn] == [3] * 5
+    assert len({reply for replies in drawn for reply in replies}) > 5
+    assert done[-1] == 5
+    assert generate(chat, [], max_new_tokens=4) == []
+
+
+@slow
+def test_the_likelier_answer_is_found_as_one_row_at_a_time_would(chat: ChatModel, laboratory: Laboratory) -> None:
+    texts = [("3", "14"), ("12", "The sum is 7"), ("9", "8"), ("a", "b"), ("16", "15")]
+    pairs = [
+        {
+            "prompt": conversation(prompt),
+            "chosen": [{"role": "assistant", "content": chosen}],
+            "rejected": [{"role": "assistant", "content": rejected}],
+        }
+        for prompt in PROMPTS[:4]
+        for one, other in texts
+        for chosen, rejected in ((one, other), (other, one))
+    ]
+
+    @torch.no_grad()
+    def logp(pair: dict[str, Any], side: str) -> float:
+        text = chat.tokenizer.apply_chat_template(pair["prompt"], tokenize=False, add_generation_prompt=True)
+        start = len(chat.tokenizer.encode(text, add_special_tokens=False))
+        text += pair[side][0]["content"] + "<|im_end|>\n"
+        tokens = torch.tensor(chat.tokenizer.encode(text, add_special_tokens=False))
+        logps = chat.model(tokens[None]).logits[0].log_softmax(-1)
+        return sum(float(logps[at - 1, tokens[at]]) for at in range(start, len(tokens)))
+
+    naive = [logp(pair, "chosen") > logp(pair, "rejected") for pair in pairs]
+    assert more_likely(chat.model, chat.tokenizer, pairs) == naive
+    assert len(set(naive)) == 2
+
+
+@slow
+def test_every_field_of_an_evaluation_has_an_effect(laboratory: Laboratory, taught: Trained, tmp_path: Path) -> None:
+    model = taught.checkpoint
+    plain = laboratory.evaluate(model)
+    assert plain.exact_match
+    assert plain.sampled_reward
+    assert laboratory.evaluate(model, num_samples=0).sampled_reward is None
+    assert laboratory.evaluate(model, preferences=None).preference_accuracy is None
+    short = laboratory.evaluate(model, max_new_tokens=1)
+    assert max(len(sample.reply) for sample in short.samples) < max(len(sample.reply) for sample in plain.samples)
+    # The same number written another way is right for one verifier only.
+    rows = [{"prompt": sample.prompt, "answer": f"{sample.reply.strip()}.0"} for sample in plain.samples]
+    source = DatasetSource(path=str(write_rows(tmp_path / "rows.jsonl", rows)))
+    decimal = laboratory.rows(source, "prompts")
+    by_verifier = [
+        laboratory.evaluate(model, decimal, verifier=verifier).exact_match
+        for verifier in ("exact_answer", "math_verify")
+    ]
+    assert [round(figure.value) for figure in by_verifier if figure] == [0, 1]
+
+
+@slow
+@pytest.mark.parametrize("name", ["base", *STAGES])
+def test_each_model_is_measured_on_what_applies_to_it(laboratory: Laboratory, name: Stage) -> None:
+    checkpoint = laboratory.base if name == "base" else laboratory.trained(name).checkpoint
+    result = laboratory.evaluate(checkpoint)
+    assert (result.exact_match is None) == (name == "reward")
+    assert (result.sampled_reward is None) == (name == "reward")
+    assert result.preference_accuracy
+    assert result.preference_accuracy.n == 16
+    written = (laboratory.folder / "evaluation" / "result.json").read_bytes()
+    assert EvaluationResult.model_validate_json(written) == result
+
+
+@slow
+def test_a_checkpoint_is_self_contained(laboratory: Laboratory, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(laboratory.trained("dpo").model, tmp_path / "moved"))
+    assert str(laboratory.folder) not in (moved / "config.json").read_text()
+    assert isinstance(chat_generate(load_chat(moved), conversation("3 + 5"), max_new_tokens=2), str)
+
+
+# Values of Wilson's interval: R, binom::binom.confint(k, n, methods = "wilson").
+@pytest.mark.parametrize(
+    ("right", "n", "low", "high"),
+    [
+        (5, 10, 0.2366, 0.7634),
+        (0, 10, 0.0, 0.2775),
+        (10, 10, 0.7225, 1.0),
+        (41, 100, 0.3187, 0.5080),
+        (1, 1, 0.2065, 1.0),
+    ],
+)
+def test_shares_have_wilsons_interval(right: int, n: int, low: float, high: float) -> None:
+    figure = proportion([True] * right + [False] * (n - right))
+    assert (figure.value, figure.n) == (right / n, n)
+    assert [figure.low, figure.high] == pytest.approx([low, high], abs=1e-4)
+
+
+@pytest.mark.parametrize("reward", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("n", [1, 2, 50])
+def test_equal_rewards_leave_room_for_doubt(reward: float, n: int) -> None:
+    figure = mean_reward([reward] * n)
+    assert figure.value == pytest.approx(reward)
+    assert 0 <= figure.low <= reward <= figure.high <= 1
+    assert figure.high - figure.low > 1 / (n + 4)
+
+
+def test_unequal_rewards_have_the_normal_interval() -> None:
+    figure = mean_reward([0.0, 0.5, 1.0, 0.5] * 25)
+    assert figure.value == 0.5
+    assert figure.high - figure.low == pytest.approx(2 * 1.96 * 0.3553 / 10, abs=1e-3)
+    assert mean_reward([0.0, 1.0]).low == 0.0
+
+
+@pytest.mark.parametrize("estimate", [proportion, mean_reward])
+def test_no_figures_without_rows(estimate: Callable[[list[Any]], Any]) -> None:
+    with pytest.raises(ValueError, match="data point"):
+        estimate([])

@@ -1,0 +1,157 @@
+"""Attempts and micro-batches: the effective batch never changes, and what was tried is never forgotten."""
+
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.artifacts import Attempt
+from models.errors import OutOfMemory, StageError
+from tasks.core.plan import TrainingPlan, halve, split_batch
+from tasks.execution import Execution
+from tasks.ledger import AttemptRecorder, plan_attempt, read_attempts
+
+
+def attempt(micro: int, outcome: str) -> Attempt:
+    return Attempt.model_validate(
+        {
+            "per_device_train_batch_size": micro,
+            "gradient_accumulation_steps": 1,
+            "started": "2026-01-31T14:06:00+00:00",
+            "seconds": 1.0,
+            "outcome": outcome,
+        }
+    )
+
+
+def out_of_memory(*micros: int) -> tuple[Attempt, ...]:
+    return tuple(attempt(micro, "out_of_memory") for micro in micros)
+
+
+def limited(execution: Execution, largest: int) -> Execution:
+    settings = execution.settings.model_copy(update={"per_device_train_batch_size": largest})
+    return execution.model_copy(update={"settings": settings})
+
+
+def note(workspace: Path, plan: TrainingPlan, error: BaseException | None = None) -> None:
+    """Go through one attempt that ends with `error`."""
+    with suppress(type(error) if error else AssertionError), AttemptRecorder(workspace, plan) as recorder:
+        recorder.resumed_from_step, recorder.peak_memory_bytes = 4, 1000
+        if error:
+            raise error
+
+
+PLAN = TrainingPlan(device="cpu", per_device_train_batch_size=4, gradient_accumulation_steps=2)
+
+
+@given(batch_size=st.integers(1, 5000), largest=st.none() | st.integers(1, 5000))
+def test_a_split_keeps_the_effective_batch(batch_size: int, largest: int | None) -> None:
+    micro, accumulation = split_batch(batch_size, largest)
+    assert micro * accumulation == batch_size
+    assert 1 <= micro <= (largest or batch_size)
+    between = range(micro + 1, min(batch_size, largest or batch_size) + 1)
+    assert not any(batch_size % size == 0 for size in between)
+
+
+@given(batch_size=st.integers(1, 5000), data=st.data())
+def test_halving_comes_down_to_one_row_and_then_says_what_helps(batch_size: int, data: st.DataObject) -> None:
+    micro = split_batch(batch_size, data.draw(st.integers(1, batch_size)))[0]
+    while micro > 1:
+        smaller = halve(micro, batch_size)
+        assert 1 <= smaller <= micro // 2
+        assert batch_size % smaller == 0
+        micro = smaller
+    with pytest.raises(StageError, match="one row at a time; set ALIGN_GRADIENT_CHECKPOINTING=true"):
+        halve(micro, batch_size)
+
+
+def test_the_first_attempt_takes_the_whole_batch(execution: Execution) -> None:
+    plan = plan_attempt(12, (), execution)
+    assert (plan.per_device_train_batch_size, plan.gradient_accumulation_steps) == (12, 1)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "failed", "expected"),
+    [(16, (16,), 8), (16, (16, 8), 4), (16, (8, 16), 4), (12, (12,), 6), (12, (12, 6), 3), (12, (3,), 1), (7, (7,), 1)],
+)
+def test_each_out_of_memory_halves_the_micro_batch_at_least(
+    execution: Execution, batch_size: int, failed: tuple[int, ...], expected: int
+) -> None:
+    plan = plan_attempt(batch_size, out_of_memory(*failed), execution)
+    assert plan.per_device_train_batch_size == expected
+    assert plan.per_device_train_batch_size * plan.gradient_accumulation_steps == batch_size
+
+
+@pytest.mark.parametrize("outcome", ["failed", "cancelled", "completed"])
+def test_other_endings_change_nothing(execution: Execution, outcome: str) -> None:
+    assert plan_attempt(16, (attempt(16, outcome),), execution).per_device_train_batch_size == 16
+
+
+def test_what_ran_out_is_remembered_behind_other_endings(execution: Execution) -> None:
+    attempts = (*out_of_memory(16), attempt(8, "failed"), attempt(8, "cancelled"))
+    assert plan_attempt(16, attempts, execution).per_device_train_batch_size == 8
+
+
+@pytest.mark.parametrize(
+    ("largest", "failed", "expected"), [(4, (), 4), (4, (16,), 4), (4, (4,), 2), (5, (), 4), (99, (), 16)]
+)
+def test_the_machines_limit_holds(execution: Execution, largest: int, failed: tuple[int, ...], expected: int) -> None:
+    plan = plan_attempt(16, out_of_memory(*failed), limited(execution, largest))
+    assert plan.per_device_train_batch_size == expected
+
+
+@pytest.mark.parametrize(("batch_size", "failed"), [(16, (16, 8, 4, 2, 1)), (1, (1,))])
+def test_one_row_that_does_not_fit_is_a_clear_error(
+    execution: Execution, batch_size: int, failed: tuple[int, ...]
+) -> None:
+    with pytest.raises(StageError, match="out of memory with one row at a time"):
+        plan_attempt(batch_size, out_of_memory(*failed), execution)
+
+
+@pytest.mark.parametrize("field", ["gradient_checkpointing", "checkpoint_every_steps", "report_to"])
+def test_settings_reach_the_plan(execution: Execution, field: str) -> None:
+    values = {"gradient_checkpointing": True, "checkpoint_every_steps": 3, "report_to": ("tensorboard",)}
+    settings = execution.settings.model_copy(update={field: values[field]})
+    plan = plan_attempt(8, (), execution.model_copy(update={"settings": settings}))
+    assert getattr(plan, field) == values[field]
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome", "cause"),
+    [
+        (None, "completed", ""),
+        (OutOfMemory("no memory\nat all"), "out_of_memory", "no memory"),
+        (StageError("diverged"), "failed", "diverged"),
+        (ValueError(), "failed", "ValueError"),
+        (KeyboardInterrupt(), "cancelled", "KeyboardInterrupt"),
+    ],
+    ids=["completed", "out of memory", "stage error", "without message", "interrupted"],
+)
+def test_every_ending_is_noted(tmp_path: Path, error: BaseException | None, outcome: str, cause: str) -> None:
+    note(tmp_path, PLAN, error)
+    (noted,) = read_attempts(tmp_path)
+    assert (noted.outcome, noted.cause) == (outcome, cause)
+    assert (noted.per_device_train_batch_size, noted.gradient_accumulation_steps) == (4, 2)
+    assert (noted.resumed_from_step, noted.peak_memory_bytes) == (4, 1000)
+    assert noted.seconds >= 0
+
+
+def test_attempts_add_up_in_order(tmp_path: Path) -> None:
+    for micro in (8, 4, 2):
+        note(tmp_path, PLAN.model_copy(update={"per_device_train_batch_size": micro}), OutOfMemory("full"))
+    assert [noted.per_device_train_batch_size for noted in read_attempts(tmp_path)] == [8, 4, 2]
+
+
+def test_without_a_ledger_there_were_no_attempts(tmp_path: Path) -> None:
+    assert read_attempts(tmp_path / "nowhere") == ()
+
+
+def test_a_crash_while_the_ledger_is_written_loses_nothing(tmp_path: Path) -> None:
+    note(tmp_path, PLAN)
+    (tmp_path / ".attempts.jsonl.unfinished").write_text('{"per_device')
+    assert len(read_attempts(tmp_path)) == 1
+    note(tmp_path, PLAN, OutOfMemory("full"))
+    assert [noted.outcome for noted in read_attempts(tmp_path)] == ["completed", "out_of_memory"]
+    assert [path.name for path in tmp_path.iterdir()] == ["attempts.jsonl"]

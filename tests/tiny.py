@@ -1,0 +1,197 @@
+"""Small real things: a model that trains in seconds, its data, recipe and run, and variations of any contract."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+
+import pytest
+import yaml
+
+from models.contract import Contract
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from models.recipe import Recipe
+    from models.run import RunRecord
+
+PROMPTS = [f"{a} + {b}" for a in range(1, 9) for b in range(1, 9)]
+_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def build_tiny_model(folder: Path, *, chat_template: str | None = CHAT_TEMPLATE, seed: int = 0) -> Path:
+    """Write a Llama of two layers with random weights and its tokenizer to `folder`."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*_SPECIAL, *alphabet])}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<|im_end|>", bos_token="<|im_start|>", pad_token="<|endoftext|>"
+    )
+    tokenizer.chat_template = chat_template
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Write rows as JSON lines."""
+    import json
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def answer(prompt: str) -> int:
+    """The sum that a prompt asks for."""
+    return sum(int(part) for part in prompt.split(" + "))
+
+
+def write_tiny_data(folder: Path) -> Path:
+    """Write the five files of a tiny recipe: demonstrations, pairs, prompts, and held-out prompts and pairs."""
+    train, heldout = PROMPTS[:48], PROMPTS[48:]
+
+    def pairs(prompts: list[str]) -> list[dict[str, Any]]:
+        return [
+            {"prompt": p, "chosen": str(answer(p)), "rejected": f"The sum is {answer(p) + 40}", "kind": "style"}
+            for p in prompts
+        ]
+
+    write_rows(folder / "sft.jsonl", [{"prompt": p, "completion": str(answer(p))} for p in train])
+    write_rows(folder / "preferences.jsonl", pairs(train))
+    write_rows(folder / "prompts.jsonl", [{"prompt": p, "answer": answer(p)} for p in train])
+    write_rows(folder / "heldout.jsonl", [{"prompt": p, "answer": answer(p)} for p in heldout])
+    write_rows(folder / "heldout_preferences.jsonl", pairs(heldout))
+    return folder
+
+
+def tiny_recipe(model: Path, data: Path, **changes: Any) -> dict[str, Any]:
+    """A recipe of four short stages as plain data, with sections updated by `changes`."""
+    short = {"learning_rate": 1e-2, "max_steps": 4, "batch_size": 8, "max_length": 64}
+    recipe: dict[str, Any] = {
+        "base_model": {"source": "folder", "name": str(model)},
+        "sft": {"dataset": {"path": str(data / "sft.jsonl")}, **short},
+        "reward": {"dataset": {"path": str(data / "preferences.jsonl")}, **short, "max_steps": 12},
+        "dpo": {"dataset": {"path": str(data / "preferences.jsonl")}, **short},
+        "grpo": {
+            "dataset": {"path": str(data / "prompts.jsonl")},
+            "learning_rate": 1e-2,
+            "max_steps": 2,
+            "batch_size": 8,
+            "num_generations": 4,
+            "max_completion_length": 8,
+            "rewards": [{"kind": "reward_model", "weight": 0.5}, {"kind": "exact_answer", "weight": 1.0}],
+        },
+        "evaluation": {
+            "prompts": {"path": str(data / "heldout.jsonl")},
+            "preferences": {"path": str(data / "heldout_preferences.jsonl")},
+            "max_new_tokens": 8,
+            "num_samples": 2,
+        },
+        "seed": 1,
+        "precision": "fp32",
+    }
+    for section, values in changes.items():
+        recipe[section] = {**recipe[section], **values} if isinstance(values, dict) else values
+    return recipe
+
+
+def write_recipe(path: Path, recipe: dict[str, Any]) -> Path:
+    """Write a recipe as YAML."""
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a run of the flow ended."""
+
+    flow_run_id: "UUID | None"
+    state: str
+    result: Any
+
+    @property
+    def record(self) -> "RunRecord":
+        """The finished run's record; raises what ended the run otherwise."""
+        if isinstance(self.result, BaseException):
+            raise self.result
+        return self.result  # type: ignore[no-any-return]
+
+
+def run_align(recipe: "Recipe", home: Path, **environment: str) -> Run:
+    """Run the whole flow in this process on the Prefect API that is up."""
+    from flows.align import align
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"ALIGN_HOME": str(home), **environment}.items():
+            patch.setenv(name, value)
+        state = align(recipe, "tiny", return_state=True)
+    return Run(state.state_details.flow_run_id, state.type.value, state.result(raise_on_failure=False))
+
+
+def variations(contract: Contract) -> Iterator[tuple[str, Any]]:
+    """Every field of a contract with another value, one at a time and nested ones too: the field's path, the contract.
+
+    Datasets are left as they are: what they hold decides, not how they are named.
+    """
+    for name, field in type(contract).model_fields.items():
+        if name == "dataset":
+            continue
+        value = getattr(contract, name)
+        for path, other in _others(value, field.annotation):
+            changed = contract.model_dump() | {name: other.model_dump() if isinstance(other, Contract) else other}
+            if name == "loss_type" and "label_smoothing" in changed:
+                changed["label_smoothing"] = 0.0  # which only `robust` takes
+            yield f"{name}{path}", type(contract).model_validate(changed)
+
+
+def _others(value: Any, annotation: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Contract):
+        yield from ((f".{path}", other) for path, other in variations(value))
+        if type(None) in get_args(annotation):
+            yield "", None
+    elif isinstance(value, tuple) and isinstance(value[0], Contract):
+        yield from ((f".0.{path}", (other, *value[1:])) for path, other in variations(value[0]))
+    elif get_origin(annotation) is Literal:
+        yield "", next(option for option in reversed(get_args(annotation)) if option != value)
+    else:
+        yield "", _other_plain(value, annotation)
+
+
+def _other_plain(value: Any, annotation: Any) -> Any:
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, tuple):
+        return value[:1]
+    if isinstance(value, int):
+        return value * 2
+    if isinstance(value, float):
+        return value / 2 or 0.25
+    if isinstance(value, str):
+        return value + "x"
+    return 0.25 if float in get_args(annotation) else 3 if "int" in str(annotation) else "x"
