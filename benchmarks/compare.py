@@ -1,7 +1,7 @@
 """The pipeline and a plain TRL script in turn, round by round; per-stage ratios and, last, `total ratio X`.
 
-Each round trains the quickstart's four stages from the same converted base model, with the round's number as seed, once
-by `align run` in an empty artifact root and once by `plain_trl.py`, both as whole processes. Left out on both sides:
+Each round trains the quickstart's four stages from the same converted base model, with a seed of its own, once by
+`align run` in an empty artifact root and once by `plain_trl.py`, both as whole processes. Left out on both sides:
 converting the base model, evaluation and report. A ratio below 1 means that the pipeline was faster. A stage's time is
 all that it takes: loading, training, merging, writing and, for the pipeline, reading back and comparing. The total is
 wall time from the start of the process to the last checkpoint, imports and Prefect's start included; the pipeline
@@ -35,14 +35,14 @@ Seconds = dict[str, float]
 def main() -> int:
     """Run the rounds and print medians and ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="rounds; the round's number is its seed (default: 3)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="one round a seed (default: 1 2 3)")
     parser.add_argument("--keep", type=Path, help="keep the artifact roots and logs in this folder")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = (options.keep or Path(scratch)).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         base = _converted_base(folder)
-        rounds = [_round(seed, base, folder) for seed in range(1, options.rounds + 1)]
+        rounds = [_round(seed, base, folder) for seed in options.seeds]
     _print_table([ours for ours, _ in rounds], [plain for _, plain in rounds])
     return 0
 

@@ -164,11 +164,10 @@ CASES = [
     Case("no GPU", ("ALIGN_DEVICE", "GPU"), environment={"ALIGN_DEVICE": "cuda", "PATH": ""}),
     Case("impossible setting", ("environment", "threads"), environment={"ALIGN_THREADS": "0"}),
     Case("misspelt setting", ("ALIGN_THREDS", "did you mean ALIGN_THREADS"), environment={"ALIGN_THREDS": "1"}),
-    Case("missing tracker", ("wandb", "pip install"), environment={"ALIGN_REPORT_TO": "wandb"}),
     Case("smoothing without effect", ("label_smoothing", "robust"), {"dpo.label_smoothing": 0.1}),
     Case("half precision on a CPU", ("'fp16'", "CPU"), {"precision": "fp16"}, environment={"ALIGN_DEVICE": "cpu"}),
-    Case("unknown tracker", ("'wandbb'", "did you mean 'wandb'?"), environment={"ALIGN_REPORT_TO": '["wandbb"]'}),
-    Case("tracker not installed", ("pip install dvclive",), environment={"ALIGN_REPORT_TO": '["dvclive"]'}),
+    Case("unknown tracker", ("'wandbb'", "did you mean 'wandb'?"), environment={"ALIGN_REPORT_TO": "wandbb"}),
+    Case("tracker not installed", ("pip install dvclive",), environment={"ALIGN_REPORT_TO": "dvclive"}),
 ]  # fmt: skip
 
 
@@ -305,11 +304,10 @@ def test_run_hands_over_and_sums_up(
         (StageError("sft failed at step 3"), 1, "sft failed at step 3"),
         (InputError("the hub has no such model"), 2, "the hub has no such model"),
         (KeyboardInterrupt(), 130, "interrupted"),
-        (None, 1, "no luck"),
     ],
 )
 def test_runs_that_do_not_complete(
-    outcome: BaseException | None,
+    outcome: BaseException,
     code: int,
     says: str,
     project: Path,
@@ -317,9 +315,7 @@ def test_runs_that_do_not_complete(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def align(recipe: Recipe, recipe_name: str) -> RunRecord:
-        if outcome:
-            raise outcome
-        return _record("failed", recipe)
+        raise outcome
 
     _write_project(project, RECIPE, {})
     _replace_flow(monkeypatch, align)

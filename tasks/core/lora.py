@@ -4,6 +4,7 @@ A merge happens in a fresh load of the parent, never in the trained instance, an
 was written has been read back and gives the trained model's outputs.
 """
 
+import json
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -77,8 +78,10 @@ def write_model(
 
 def _save_adapter(trained: PeftModel, stage: TrainingInput, workspace: Workspace) -> None:
     """Write the adapter with its parent's name in place of its parent's path on this machine."""
-    trained.peft_config["default"].base_model_name_or_path = stage.policy.name
     trained.save_pretrained(workspace.adapter)
+    config = workspace.adapter / "adapter_config.json"
+    named = json.loads(config.read_text()) | {"base_model_name_or_path": stage.policy.name}
+    config.write_text(json.dumps(named, indent=2))
     (workspace.adapter / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
 
 

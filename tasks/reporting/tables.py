@@ -21,7 +21,7 @@ class Cell:
     value: str
     interval: str
     arrow: str
-    """`▲` or `▼` where the interval lies clear of the parent's."""
+    """`▲` or `▼` where the figure differs from the parent's by more than chance explains."""
     change: str
     """The same in a word, for readers who cannot see the arrow."""
 

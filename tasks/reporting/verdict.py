@@ -82,4 +82,6 @@ def _movement(measure: Measure, before: Estimate, after: Estimate) -> str:
         return f"left {name} at {after.value:.2f}"
     digits = 2 if f"{before.value:.2f}" != f"{after.value:.2f}" else 3
     step = f"from {before.value:.{digits}f} to {after.value:.{digits}f}"
-    return f"moved {name} {step}, not beyond its interval" if direction == "unclear" else f"{direction} {name} {step}"
+    if direction == "unclear":
+        return f"moved {name} {step}, within what chance explains"
+    return f"{direction} {name} {step}"

@@ -1,6 +1,7 @@
 """How the report names and writes things: stages, measures, times, sizes."""
 
 from datetime import datetime
+from math import hypot
 from typing import Literal
 
 from models.artifacts import Stage
@@ -52,10 +53,16 @@ def parent_of(recipe: Recipe, stage: Stage) -> Stage:
 
 
 def change(before: Estimate, after: Estimate) -> Literal["raised", "lowered", "unclear"]:
-    """Which way a measure went, `unclear` where the two 95 % intervals overlap."""
-    if after.low > before.high:
+    """Which way a measure went; `unclear` where the 95 % interval of the difference holds 0.
+
+    The interval is Newcombe's (1998, method 10), made from the two intervals at hand.
+    """
+    difference = after.value - before.value
+    low = difference - hypot(after.value - after.low, before.high - before.value)
+    high = difference + hypot(after.high - after.value, before.value - before.low)
+    if low > 0:
         return "raised"
-    return "lowered" if after.high < before.low else "unclear"
+    return "lowered" if high < 0 else "unclear"
 
 
 def duration(seconds: float) -> str:
