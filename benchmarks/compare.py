@@ -49,6 +49,7 @@ def main() -> int:
 
 def _converted_base(folder: Path) -> Path:
     """The base model that both sides start from, converted by the pipeline."""
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "300")
     recipe = load_recipe("quickstart")
     execution = plan_execution(recipe, Settings(home=folder / "base-home"))
     return prepare_base_model(recipe.base_model, execution, return_state=True).result().path

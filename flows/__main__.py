@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from tasks.preflight import Preflight
     from tasks.store import ArtifactStore
 
-_QUIET_PREFECT = {
+_PREFECT_DEFAULTS = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    # The first start on a new machine sets up a database and compiles every module.
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300",
     "PREFECT_LOGGING_LEVEL": "CRITICAL",  # this command tells of errors itself, once
     "PYTHONWARNINGS": "ignore:resource_tracker",  # of the fork server's own locks, when a run is cut short
 }
@@ -52,7 +54,7 @@ def _fail(error: AlignError, code: int) -> int:
 def _run(arguments: Namespace) -> int:
     recipe = _recipe(arguments)
     _preflight(recipe)
-    for variable, value in _QUIET_PREFECT.items():
+    for variable, value in _PREFECT_DEFAULTS.items():
         os.environ.setdefault(variable, value)
     from tasks.child import warm_up
 
