@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from statistics import median
 
+from flows.__main__ import PREFECT_DEFAULTS
 from settings.recipes import load_recipe
 from settings.settings import Settings
 from tasks.base_model import prepare_base_model
@@ -49,7 +50,8 @@ def main() -> int:
 
 def _converted_base(folder: Path) -> Path:
     """The base model that both sides start from, converted by the pipeline."""
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "300")
+    for variable, value in PREFECT_DEFAULTS.items():
+        os.environ.setdefault(variable, value)
     recipe = load_recipe("quickstart")
     execution = plan_execution(recipe, Settings(home=folder / "base-home"))
     return prepare_base_model(recipe.base_model, execution, return_state=True).result().path

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tasks.preflight import Preflight
     from tasks.store import ArtifactStore
 
-_PREFECT_DEFAULTS = {
+PREFECT_DEFAULTS = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     # The first start on a new machine sets up a database and compiles every module.
@@ -54,7 +54,7 @@ def _fail(error: AlignError, code: int) -> int:
 def _run(arguments: Namespace) -> int:
     recipe = _recipe(arguments)
     _preflight(recipe)
-    for variable, value in _PREFECT_DEFAULTS.items():
+    for variable, value in PREFECT_DEFAULTS.items():
         os.environ.setdefault(variable, value)
     from tasks.child import warm_up
 
