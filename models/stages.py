@@ -14,7 +14,20 @@ from models.fingerprint import ID_LENGTH, fingerprint
 from models.recipe import DPO, GRPO, SFT, BaseModelSource, Evaluation, Precision, RewardModel, Training
 
 
-class BaseModelInput(Contract):
+class Request(Contract):
+    """Something that can be asked for, known by what decides its content."""
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the content, as JSON data."""
+        raise NotImplementedError
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the identity."""
+        return fingerprint(self.identity())
+
+
+class BaseModelInput(Request):
     """A source and the precision to keep it in."""
 
     code_version: ClassVar[int] = 1
@@ -36,13 +49,8 @@ class BaseModelInput(Contract):
             "precision": self.precision,
         }
 
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of the identity."""
-        return fingerprint(self.identity())
 
-
-class TrainingInput(Contract):
+class TrainingInput(Request):
     """What every training stage needs beside its own hyperparameters."""
 
     stage: ClassVar[Stage]
@@ -79,11 +87,6 @@ class TrainingInput(Contract):
             "precision": self.precision,
             "versions": self.versions,
         }
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of the identity."""
-        return fingerprint(self.identity())
 
     @property
     def name(self) -> str:
@@ -132,7 +135,7 @@ class GRPOInput(TrainingInput):
         return super().parents() | ({"reward_model": self.reward_model} if used and self.reward_model else {})
 
 
-class EvaluationInput(Contract):
+class EvaluationInput(Request):
     """One model and the rows that it is judged on."""
 
     code_version: ClassVar[int] = 1
@@ -162,8 +165,3 @@ class EvaluationInput(Contract):
             "parents": {role: parent.fingerprint for role, parent in self.parents().items()},
             "seed": self.seed,
         }
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of the identity."""
-        return fingerprint(self.identity())
