@@ -1,10 +1,10 @@
-# Everything there is to remember: install, run, test, test-fast, check, bench.
+# Everything there is to remember: install, run, test, test-fast, test-faults, check, bench.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install run test test-fast check bench lock clean
+.PHONY: install run test test-fast test-faults check bench lock clean
 
 install: $(STAMP)
 
@@ -24,6 +24,10 @@ test: install
 
 test-fast: install
 	$(BIN)/pytest -m "not slow"
+
+# Every fault at every moment, with a table at the end: about half an hour.
+test-faults: install
+	$(BIN)/pytest tests/test_faults.py tests/test_worker.py -m slow
 
 check: install
 	$(BIN)/ruff check .

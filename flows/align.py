@@ -7,7 +7,7 @@ base model ─> train_sft ┤                       ├─> train_grpo ─> eval
 
 from prefect import flow
 
-from models.artifacts import Dataset
+from models.artifacts import Dataset, Stage
 from models.recipe import DatasetSource, Recipe
 from models.run import RunRecord
 from models.stages import DPOInput, EvaluationInput, GRPOInput, RewardInput, SFTInput
@@ -19,20 +19,29 @@ from tasks.evaluate import evaluate
 from tasks.execution import plan_execution
 from tasks.grpo import train_grpo
 from tasks.preflight import preflight
+from tasks.recording import close_failed, open_run
 from tasks.report import report
 from tasks.reward import train_reward_model
 from tasks.rows import Role
-from tasks.run_record import close_failed, open_run
 from tasks.sft import train_sft
 
 
 @flow(name="align", on_failure=[close_failed], on_crashed=[close_failed], on_cancellation=[close_failed])
-def align(recipe: Recipe, recipe_name: str = "recipe") -> RunRecord:
-    """Align a language model as the recipe says; what was trained before is taken, not trained again."""
+def align(
+    recipe: Recipe, recipe_name: str = "recipe", force: tuple[Stage, ...] = (), resume: str | None = None
+) -> RunRecord:
+    """Align a language model as the recipe says; what was trained before is taken, not trained again.
+
+    Args:
+        recipe: What to train.
+        recipe_name: What the run is called after.
+        force: Stages to train again although they are there; the old checkpoint is moved aside.
+        resume: Name of an unfinished run of the same recipe, whose record goes on.
+    """
     settings = load_settings()
     preflight(recipe, settings)
-    execution = plan_execution(recipe, settings)
-    run = open_run(recipe, recipe_name, settings.home)
+    run = open_run(recipe, recipe_name, settings.home, force, resume)
+    execution = plan_execution(recipe, settings).of_run(run)
 
     def rows(source: DatasetSource, role: Role) -> Dataset:
         return prepare_dataset.submit(source, role, recipe.system_prompt, execution).result()

@@ -1,7 +1,9 @@
 """The command line of `align`: commands, their arguments and their help."""
 
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from typing import get_args
 
+from models.artifacts import Stage
 from settings.recipes import FlagParser, RecipeFlags, shipped_recipes
 
 _DESCRIPTION = """\
@@ -22,7 +24,8 @@ Relative paths in a recipe start at its file, those in flags at the working dire
 other ALIGN_… variables say how, not what, to train."""
 _PURPOSES = {
     "run": "Train what a recipe asks for.",
-    "check": "Check a recipe, its data and this machine without training.",
+    "check": "Check a recipe, its data and this machine without training; say what is there already.",
+    "resume": "Go on with a run that did not complete: what is finished is taken, an interrupted stage goes on.",
     "runs": "List the runs, newest first.",
     "lineage": "Show what a checkpoint is made of, down to base model and datasets.",
     "verify": "Read every file again and compare it with its manifest's digest.",
@@ -48,6 +51,18 @@ def parse_arguments(argv: list[str]) -> Namespace:
         commands[name].add_argument("--json", action="store_true", help="print JSON instead of a table")
     for name in {"run", "check"} & set(argv):  # a hundred flags each: only where they are asked for
         _add_recipe(commands[name], name)
+    if "run" in argv:
+        choices = get_args(Stage)[1:]
+        commands["run"].add_argument(
+            "--force", metavar="STAGE", action="append", default=[], choices=choices,
+            help=f"train a stage again although it is there ({', '.join(choices)}); can be repeated",
+        )  # fmt: skip
+    commands["resume"].add_argument(
+        "run",
+        metavar="RUN",
+        nargs="?",
+        help="beginning or end of a run's name; default: the newest that did not complete",
+    )
     for name in ("lineage", "chat"):
         commands[name].add_argument("checkpoint", metavar="CHECKPOINT", help="a folder, or the beginning of a name")
     commands["verify"].add_argument(

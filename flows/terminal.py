@@ -16,9 +16,11 @@ from rich.tree import Tree
 
 from models.evaluation import EvaluationResult
 from models.run import RunRecord
+from tasks.forecast import StageForecast
 from tasks.lineage import LineageNode
 from tasks.preflight import Preflight
 from tasks.progress import Progress, listening
+from tasks.run_record import standing
 
 _SECONDS_BETWEEN_LINES = 15.0
 _PIPE_WIDTH = 1000  # no terminal, no reason to break lines
@@ -125,9 +127,17 @@ def print_preflight(result: Preflight, console: Console) -> None:
         console.print(f"note: {note}", markup=False)
 
 
+def print_forecast(stages: Sequence[StageForecast], console: Console) -> None:
+    """What is there of each stage, and what that saves."""
+    said = {"cached": "is there", "resumes": "goes on after step {0.step} of {0.total_steps}", "new": "will be trained"}
+    for stage in stages:
+        saved = f", saves {duration(stage.saved_seconds)}" if stage.saved_seconds else ""
+        console.print(f"{stage.name}: {said[stage.state].format(stage)}{saved}", markup=False, highlight=False)
+
+
 def print_runs(records: Sequence[RunRecord], console: Console) -> None:
     """One line per run, newest first."""
-    rows = [(record.id, record.recipe_name, record.state, record.started, len(record.stages)) for record in records]
+    rows = [(record.id, record.recipe_name, standing(record), record.started, len(record.stages)) for record in records]
     _print_table(("run", "recipe", "state", "started", "stages"), rows, console)
 
 

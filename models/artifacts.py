@@ -8,6 +8,7 @@ from models.fingerprint import ID_LENGTH
 from models.recipe import Precision
 
 Stage = Literal["base", "sft", "reward", "dpo", "grpo"]
+Outcome = Literal["running", "completed", "out_of_memory", "killed", "failed", "cancelled", "died"]
 Kind = Literal["base", "dataset", "checkpoint", "evaluation"]
 
 SCHEMA_VERSION = 1
@@ -38,12 +39,14 @@ class Attempt(Contract):
     """UTC time, ISO 8601."""
     seconds: float
     """Wall time of the attempt."""
-    outcome: Literal["completed", "out_of_memory", "failed", "cancelled"]
-    """How it ended."""
+    outcome: Outcome
+    """How it ended; `killed`: its training process was, `died`: the flow's process went away as well."""
     cause: str = ""
     """First line of the error, where there was one."""
     resumed_from_step: int = 0
     """Optimizer step that the attempt went on from."""
+    reached_step: int = 0
+    """Optimizer step last heard of."""
     peak_memory_bytes: int = 0
     """Largest resident set of the training process, or the accelerator's peak where there is one; 0: unknown."""
 
@@ -73,6 +76,8 @@ class Manifest(Contract):
     """Version of this pipeline and, in a checkout, its git commit."""
     attempts: tuple[Attempt, ...] = ()
     """Every try, failed ones included."""
+    run: str = ""
+    """Name of the run that made it."""
     created: str
     """UTC time, ISO 8601."""
     files: tuple[FileEntry, ...]

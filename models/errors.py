@@ -4,6 +4,7 @@ AlignError
 ├── InputError           what was asked for cannot work; nothing was written (exit code 2)
 └── StageError           a stage failed while it ran (exit code 1)
     ├── OutOfMemory      the device or the host ran out of memory; retried at a smaller micro-batch
+    ├── Killed               somebody killed the training process; retried as it was
     ├── Stopped          the stage was told to stop
     └── DamagedArtifact  files on disk differ from their manifest
 """
@@ -26,6 +27,10 @@ class StageError(AlignError):
 
 class OutOfMemory(StageError):
     """The device or the host ran out of memory at the current micro-batch."""
+
+
+class Killed(StageError):
+    """The training process was killed by SIGKILL, and the kernel has not said that it was for want of memory."""
 
 
 class Stopped(StageError):

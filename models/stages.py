@@ -122,7 +122,7 @@ class GRPOInput(TrainingInput):
     """Reinforcement learning of the last policy."""
 
     stage: ClassVar[Stage] = "grpo"
-    code_version: ClassVar[int] = 1
+    code_version: ClassVar[int] = 2
     hyperparameters: GRPO
     reward_model: Checkpoint | None = None
     """Scorer of completions, where the recipe's rewards ask for one."""

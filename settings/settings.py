@@ -31,7 +31,11 @@ class Settings(BaseSettings):
     per_device_train_batch_size: int | None = Field(None, ge=1)
     """Largest micro-batch in rows; default: the whole effective batch. Halved after running out of memory."""
     checkpoint_every_steps: int = Field(25, ge=1)
-    """Optimizer steps between two trainer checkpoints, from which an interrupted stage goes on."""
+    """Most optimizer steps between two trainer checkpoints, from which an interrupted stage goes on."""
+    checkpoint_every_minutes: float = Field(5.0, gt=0)
+    """Most minutes between two trainer checkpoints, give or take a step."""
+    checkpoints_kept: int = Field(2, ge=2)
+    """Trainer checkpoints kept while a stage trains; with one alone, a damaged one would cost the whole stage."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same weights."""
     stage_timeout_seconds: float | None = Field(None, gt=0)

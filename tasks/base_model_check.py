@@ -1,17 +1,28 @@
-"""Checks of a base model's source that need no torch: what is there, whether it can chat, how large it is."""
+"""A base model's source, looked at without torch: where it lies, what pins it, whether it can chat, how large it is."""
 
 import importlib.util
 import json
+import re
+import struct
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from models.contract import Contract
 from models.errors import InputError
+from models.fingerprint import fingerprint
 from models.recipe import BaseModelSource
 from settings.chat_templates import chat_template
+from tasks.files import file_digest
 from tasks.sources import HUB_ID
 
+if TYPE_CHECKING:
+    from huggingface_hub import ModelInfo
+
+_MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")
+"""Endings of the files that Transformers reads: weights, configuration, tokenizer, template."""
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _GGUF_BITS_PER_WEIGHT = 4.5  # of the common 4-bit formats: counts more weights than there are in finer ones
 
@@ -33,15 +44,28 @@ def check_base_model(source: BaseModelSource) -> BaseModelFacts:
     """
     if source.chat_template:
         _check_template(source.chat_template)
-    if source.source == "folder":
-        return _check_folder(source)
+    checks = {"folder": _check_folder, "package": _check_package, "hub": _check_hub}
+    return checks[source.source](source)
+
+
+def locate(source: BaseModelSource) -> tuple[str, dict[str, str]]:
+    """Where the base model lies, and what pins its content.
+
+    Returns:
+        A GGUF file, a folder or a hub id; and digests of its files, or the hub's commit.
+
+    Raises:
+        InputError: it is not there.
+    """
+    template = {"chat_template": fingerprint(chat_template(source.chat_template))} if source.chat_template else {}
     if source.source == "package":
-        size = packaged_gguf(source.name).stat().st_size
-        return BaseModelFacts(parameters=int(size * 8 / _GGUF_BITS_PER_WEIGHT), context_tokens=None)
-    if not HUB_ID.fullmatch(source.name):
-        remedy = "use `organisation/model`, or source: folder for a local folder"
-        raise InputError(f"base_model.name: '{source.name}' is not a hub id; {remedy}")
-    return BaseModelFacts(parameters=None, context_tokens=None)
+        file = packaged_gguf(source.name)
+        return str(file), {"sha256": file_digest(file)} | template
+    if source.source == "folder":
+        files = sorted(path for ending in _MODEL_FILES for path in Path(source.name).glob(f"*{ending}"))
+        return source.name, {path.name: file_digest(path) for path in files} | template
+    pinned = source.revision if re.fullmatch(r"[0-9a-f]{40}", source.revision or "") else None
+    return source.name, {"hub": source.name, "commit": pinned or str(look_up(source).sha)} | template
 
 
 def packaged_gguf(package: str) -> Path:
@@ -62,6 +86,65 @@ def packaged_gguf(package: str) -> Path:
         seen = ", ".join(file.name for file in files) or "none"
         raise InputError(f"base_model.name: package '{package}' must hold exactly one .gguf file, but holds {seen}")
     return files[0]
+
+
+def look_up(source: BaseModelSource) -> "ModelInfo":
+    """What the hub says of a model at the wanted revision: its commit, its files, its configuration.
+
+    Raises:
+        InputError: the hub cannot be reached or does not have it.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().model_info(source.name, revision=source.revision)
+    except Exception as error:  # whatever the library raises is about what was asked for
+        raise InputError(
+            f"base_model.name: hub model '{source.name}' at revision '{source.revision or 'main'}' cannot be looked up "
+            f"({type(error).__name__}); check the id and the network, or use source: folder"
+        ) from error
+
+
+def _check_package(source: BaseModelSource) -> BaseModelFacts:
+    file = packaged_gguf(source.name)
+    place = f"package '{source.name}': {file.name}"
+    if not (source.chat_template or _gguf_has(file, "tokenizer.chat_template")):
+        raise _without_template(place)
+    if not (source.eos_token or _gguf_has(file, "tokenizer.ggml.eos_token_id")):
+        raise InputError(f"base_model.name: {place} names no end-of-sequence token; set base_model.eos_token")
+    return BaseModelFacts(parameters=int(file.stat().st_size * 8 / _GGUF_BITS_PER_WEIGHT), context_tokens=None)
+
+
+def _gguf_has(file: Path, key: str) -> bool:
+    """Whether a GGUF file's metadata has a key: there it lies behind its length, as the format's specification says.
+
+    A whole reading of the metadata takes seconds, for the vocabulary is in it.
+    """
+    with file.open("rb") as content, mmap(content.fileno(), 0, access=ACCESS_READ) as view:
+        return view.find(struct.pack("<Q", len(key)) + key.encode()) >= 0
+
+
+def _check_hub(source: BaseModelSource) -> BaseModelFacts:
+    from huggingface_hub import is_offline_mode
+
+    if not HUB_ID.fullmatch(source.name):
+        remedy = "use `organisation/model`, or source: folder for a local folder"
+        raise InputError(f"base_model.name: '{source.name}' is not a hub id; {remedy}")
+    if is_offline_mode():
+        return BaseModelFacts(parameters=None, context_tokens=None)
+    found = look_up(source)
+    names = {file.rfilename for file in found.siblings or ()}
+    if not any(name.endswith(".safetensors") for name in names):
+        raise InputError(f"base_model.name: hub model '{source.name}' has no .safetensors files; choose one that has")
+    tokenizer = (found.config or {}).get("tokenizer_config")  # the hub does not tell it of every model
+    has_template = tokenizer is None or tokenizer.get("chat_template") or names & {*_TEMPLATE_FILES}
+    if not (source.chat_template or has_template):
+        raise _without_template(f"hub model '{source.name}'")
+    return BaseModelFacts(parameters=found.safetensors.total if found.safetensors else None, context_tokens=None)
+
+
+def _without_template(place: str) -> InputError:
+    return InputError(f"base_model.name: {place} has no chat template; set base_model.chat_template, e.g. to `chatml`")
 
 
 def _check_template(wanted: str) -> None:
@@ -86,8 +169,7 @@ def _check_folder(source: BaseModelSource) -> BaseModelFacts:
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise InputError(f"base_model.name: '{folder}' has no tokenizer (one of {', '.join(_TOKENIZER_FILES)})")
     if not (source.chat_template or _has_template(folder)):
-        rule = "has no chat template in tokenizer_config.json or chat_template.jinja"
-        raise InputError(f"base_model.name: '{folder}' {rule}; set base_model.chat_template, e.g. to `chatml`")
+        raise _without_template(f"'{folder}'")
     bytes_per_weight = 4 if "32" in str(config.get("dtype") or config.get("torch_dtype") or "float32") else 2
     context = config.get("max_position_embeddings")
     return BaseModelFacts(
@@ -113,7 +195,7 @@ def _weights_bytes(folder: Path) -> int:
 
 
 def _has_template(folder: Path) -> bool:
-    if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+    if any((folder / name).is_file() for name in _TEMPLATE_FILES):
         return True
     config = folder / "tokenizer_config.json"
     return config.is_file() and bool(_read_json(config).get("chat_template"))

@@ -5,17 +5,13 @@ of a second, and the flow's own process never imports them. The function's repor
 prints through another. A child dies with the server, and the server with the flow's process.
 """
 
-import ctypes
 import multiprocessing
 import os
-import resource
 import signal
-import sys
 import threading
 import time
-import traceback
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
@@ -23,12 +19,15 @@ from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 from models.contract import Contract
-from models.errors import AlignError, InputError, OutOfMemory, StageError, Stopped
+from models.errors import AlignError, InputError, Killed, OutOfMemory, StageError, Stopped
+from tasks.child_main import Failure, serve
 from tasks.execution import Execution
+from tasks.host_memory import out_of_memory_kills
 
-_PR_SET_PDEATHSIG = 1
-_SECONDS_TO_STOP = 10
+_SECONDS_TO_STOP = 20
+"""For a step to end and a checkpoint to be saved; all is to be gone within 30 s of a signal."""
 _LINES_TO_TELL = 20
+_ON_REQUEST = "stopped on request"
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tasks.core.preload"])
@@ -41,7 +40,8 @@ _KEEP_FREED_MEMORY = {
 }
 _start = threading.Lock()
 _running: set[ForkServerProcess] = set()
-_told_to_stop: set[ForkServerProcess] = set()
+_closing = threading.Event()
+"""Set once this process is to end: nothing is started any more."""
 
 
 class ChildOptions(Contract):
@@ -60,17 +60,6 @@ class ChildOptions(Contract):
         """The options that settings and machine ask for, in that place of the machine."""
         timeout = execution.settings.stage_timeout_seconds
         return cls(threads=execution.threads, timeout_seconds=timeout, place=place)
-
-
-class Failure(Contract):
-    """Why a child's function failed, as it crosses the process border."""
-
-    kind: str
-    """`input`, `out_of_memory`, `stage` (a message for the user) or `bug` (ours: the traceback is kept)."""
-    message: str
-    """The error's message."""
-    trace: str
-    """The traceback, for the log."""
 
 
 def warm_up() -> None:
@@ -106,14 +95,17 @@ def run_in_child(
         What the function returned, and the child's peak resident memory in bytes.
 
     Raises:
-        InputError, OutOfMemory, StageError: as the child's function raised them, or because the child died or took too
-            long.
+        InputError, OutOfMemory, Killed, StageError: as the child's function raised them, or because the child died or
+            took too long.
     """
+    kills_before = out_of_memory_kills()
     events, child_events = _context.Pipe(duplex=False)
     output, child_output = _context.Pipe(duplex=False)
     warm_up()
     with _start:
-        process = _context.Process(target=_serve, args=(function, arguments, options, child_events, child_output))
+        process = _context.Process(
+            target=serve, args=(function, arguments, options.threads, options.place, child_events, child_output)
+        )
         process.start()
         _running.add(process)
     child_events.close()
@@ -122,34 +114,38 @@ def run_in_child(
     reader = threading.Thread(target=_read_lines, args=(output, on_line, last_lines), daemon=True)
     reader.start()
     try:
+        if _closing.is_set():
+            raise Stopped(_ON_REQUEST)
         return _follow(process, events, on_report, options.timeout_seconds)
     except _Died as death:
         reader.join(timeout=5)
-        raise _explain(process, death.exit_code, last_lines) from None
+        raise _explain(death.exit_code, kills_before, last_lines) from None
     finally:
-        stop(process)
+        _stop([process])
         _running.discard(process)
         reader.join(timeout=5)
         events.close()
 
 
 def stop_all() -> None:
-    """End all children of this process; the threads that wait for them go on with an error."""
-    for process in tuple(_running):
-        _told_to_stop.add(process)
-        stop(process)
+    """End all children of this process, and start no more; the threads that wait for them go on with an error."""
+    _closing.set()
+    _stop(tuple(_running))
 
 
-def stop(process: ForkServerProcess) -> None:
-    """End a child and everything that it has started: politely first, then for certain."""
-    if process.is_alive():
-        process.terminate()
-        process.join(timeout=_SECONDS_TO_STOP)
-    if process.pid is not None:
+def _stop(processes: Collection[ForkServerProcess]) -> None:
+    """End children and everything that they have started: politely first, then for certain."""
+    deadline = time.monotonic() + _SECONDS_TO_STOP
+    for process in processes:
+        if process.is_alive():
+            process.terminate()
+    for process in processes:
+        process.join(timeout=max(0.0, deadline - time.monotonic()))
         process.kill()
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    process.join()
+        if process.pid:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        process.join()
 
 
 def _follow(
@@ -191,21 +187,23 @@ class _Died(Exception):
         self.exit_code = exit_code
 
 
-def _explain(process: ForkServerProcess, exit_code: int, last_lines: Iterable[str]) -> StageError:
+def _explain(exit_code: int, kills_before: int | None, last_lines: Iterable[str]) -> StageError:
     """What to say of a child that ended without a word."""
-    if process in _told_to_stop:
-        return Stopped("stopped on request")
+    if _closing.is_set():
+        return Stopped(_ON_REQUEST)
     if exit_code == -signal.SIGKILL:
-        return OutOfMemory(
-            "the training process was killed (SIGKILL), most likely by the kernel for want of host memory"
-        )
+        kills = out_of_memory_kills()
+        if kills != kills_before:
+            return OutOfMemory("the training process was killed by the kernel (SIGKILL) for want of host memory")
+        evidence = "does not tell why" if kills is None else "has noted no want of memory"
+        return Killed(f"the training process was killed (SIGKILL); the kernel {evidence}")
     reason = signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
     said = "".join(f"\n  {line}" for line in last_lines) or " nothing"
     return StageError(f"the training process ended without a result ({reason}); it last printed:{said}")
 
 
 def _as_error(failure: Failure) -> AlignError:
-    errors = {"input": InputError, "out_of_memory": OutOfMemory, "stage": StageError}
+    errors = {"input": InputError, "out_of_memory": OutOfMemory, "stopped": Stopped, "stage": StageError}
     if failure.kind in errors:
         return errors[failure.kind](failure.message)
     return StageError(f"{failure.message}\n{failure.trace}")
@@ -217,75 +215,5 @@ def _read_lines(output: Connection, on_line: Callable[[str], None], last_lines: 
         for line in lines:
             if line.strip():
                 last_lines.append(line.rstrip())
-                on_line(line.rstrip())
-
-
-def _serve(
-    function: Callable[..., Any],
-    arguments: tuple[Any, ...],
-    options: ChildOptions,
-    events: Connection,
-    output: Connection,
-) -> None:
-    """The child's side: run the function and send back what comes of it."""
-    _die_with_parent()
-    os.setpgid(0, 0)  # a group of its own, so that all that it starts can be ended with it
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    for descriptor in (1, 2):
-        os.dup2(output.fileno(), descriptor)
-    output.close()
-    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
-    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
-    _see_one_accelerator(options.place)
-    _limit_threads(options.threads)
-    try:
-        result = function(*arguments, lambda report: events.send(("report", report, 0)))
-        events.send(("returned", result, _peak_memory_bytes()))
-    except Exception as error:  # whatever it is, it has to cross the process border
-        events.send(("failed", _describe(error), _peak_memory_bytes()))
-
-
-def _die_with_parent() -> None:
-    # Every child gets a copy of the server's lifeline, and would keep the server alive without the flow's process.
-    os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _see_one_accelerator(place: int) -> None:
-    """Hide all CUDA devices but one: Transformers would spread a batch over all that it sees, and enlarge it."""
-    import torch
-
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
-    devices = [device for device in visible.split(",") if device]
-    if devices:
-        os.environ["CUDA_VISIBLE_DEVICES"] = devices[place % len(devices)]
-
-
-def _limit_threads(threads: int) -> None:
-    import torch
-
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    torch.set_num_threads(threads)
-
-
-def _peak_memory_bytes() -> int:
-    import torch
-
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _describe(error: Exception) -> Failure:
-    from tasks.core.memory import is_out_of_memory
-
-    trace = "".join(traceback.format_exception(error))
-    if isinstance(error, InputError):
-        return Failure(kind="input", message=str(error), trace=trace)
-    if is_out_of_memory(error):
-        first_line = next(iter(str(error).splitlines()), type(error).__name__)
-        return Failure(kind="out_of_memory", message=first_line, trace=trace)
-    if isinstance(error, AlignError):
-        return Failure(kind="stage", message=str(error), trace=trace)
-    return Failure(kind="bug", message=f"{type(error).__name__}: {error}", trace=trace)
+                with suppress(OSError):  # a full disk must not keep the child from going on
+                    on_line(line.rstrip())

@@ -12,7 +12,7 @@ from tasks.child import ChildOptions
 from tasks.execution import Execution
 from tasks.making import find_or_make
 from tasks.provenance import provenance
-from tasks.rows import CheckedRows, Role, check_rows, digest
+from tasks.rows import CheckedRows, Role, check_rows, snapshot_identity
 from tasks.store import ArtifactStore
 from tasks.telling import Teller
 
@@ -25,7 +25,7 @@ def prepare_dataset(source: DatasetSource, role: Role, system_prompt: str | None
         InputError: a row does not fit the stage, or there are none.
     """
     checked = check_rows(source, role, system_prompt)
-    identity = {"rows_sha256": digest(checked.rows)}
+    identity = snapshot_identity(checked.rows)
     name = fingerprint(identity)[:ID_LENGTH]
 
     def make(store: ArtifactStore, teller: Teller, options: ChildOptions) -> Manifest:

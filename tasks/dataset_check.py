@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from models.artifacts import Stage
 from models.contract import Contract
 from models.errors import InputError
-from models.fingerprint import canonical_json
+from models.fingerprint import canonical_json, fingerprint
 from models.recipe import DatasetSource, Recipe, Training
-from tasks.rows import Role, Row, check_rows
+from tasks.rows import Role, Row, check_rows, snapshot_identity
 
 
 class DatasetCheck(Contract):
@@ -25,6 +25,8 @@ class DatasetCheck(Contract):
     """Rows that will be used."""
     duplicates: int
     """Rows left out because an earlier one is equal."""
+    fingerprint: str
+    """Of the snapshot that the rows will be frozen as."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,13 @@ def _read_table(place: str, source: DatasetSource, role: Role, system_prompt: st
         checked = check_rows(source, role, system_prompt)
     except InputError as error:
         raise InputError("\n".join(f"{place}: {line}" for line in str(error).splitlines())) from None
-    check = DatasetCheck(place=place, path=source.path, rows=len(checked.rows), duplicates=checked.duplicates)
+    check = DatasetCheck(
+        place=place,
+        path=source.path,
+        rows=len(checked.rows),
+        duplicates=checked.duplicates,
+        fingerprint=fingerprint(snapshot_identity(checked.rows)),
+    )
     return Table(check, frozenset(map(_prompt_key, checked.rows)))
 
 

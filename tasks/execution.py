@@ -4,8 +4,10 @@ from functools import cache
 from importlib.metadata import version
 from typing import Any
 
+from models.artifacts import Stage
 from models.contract import Contract
 from models.recipe import Precision, Recipe
+from models.run import RunRecord
 from settings.machine import Machine, inspect_machine, resolve_precision
 from settings.settings import Settings
 
@@ -31,6 +33,14 @@ class Execution(Contract):
     """CPU threads of each stage."""
     parallel_stages: int
     """Stages that may compute at the same time."""
+    run: str = ""
+    """Name of the run that the stages belong to."""
+    force: tuple[Stage, ...] = ()
+    """Stages to train in this run although they are there from an earlier one."""
+
+    def of_run(self, run: RunRecord) -> "Execution":
+        """The same machine at work for a run."""
+        return self.model_copy(update={"run": run.id, "force": run.force})
 
     def shared_by(self, stages: int) -> "Execution":
         """The same machine with its threads divided among stages that run side by side.

@@ -1,41 +1,53 @@
-"""The ledger of a stage: every attempt, kept beside the unfinished checkpoint.
+"""The ledger of a stage: every attempt, kept beside the unfinished checkpoint from its first moment.
 
-Neither a crash nor a retry of the whole flow forgets what was tried.
+Neither a crash nor a retry of the whole flow forgets what was tried: an attempt is noted as running before it starts,
+and one that was never noted as ended has died with its process.
 """
 
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-from models.artifacts import Attempt
-from models.errors import OutOfMemory, Stopped
+from pydantic import ValidationError
+
+from models.artifacts import Attempt, Outcome
+from models.errors import Killed, OutOfMemory, Stopped
 from tasks.core.plan import TrainingPlan, halve, split_batch
 from tasks.execution import Execution
-from tasks.store import replace_file, utc_now
+from tasks.files import replace_file
+from tasks.store import utc_now
 
 LEDGER = "attempts.jsonl"
 
 
 def read_attempts(workspace: Path) -> tuple[Attempt, ...]:
-    """All attempts so far, oldest first."""
+    """All attempts so far, oldest first; what cannot be read any more is left out."""
     path = workspace / LEDGER
-    lines = path.read_text().splitlines() if path.exists() else []
-    return tuple(Attempt.model_validate_json(line) for line in lines)
+    lines = path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []
+    attempts = []
+    for line in lines:
+        with suppress(ValidationError):
+            attempts.append(Attempt.model_validate_json(line))
+    return tuple(attempts)
 
 
 def plan_attempt(batch_size: int, attempts: tuple[Attempt, ...], execution: Execution) -> TrainingPlan:
     """The split of the effective batch for the next attempt: half of the micro-batch that last ran out of memory.
+
+    A training process that was killed twice at one size is taken to have run out of memory, whoever killed it.
 
     Raises:
         StageError: one row alone did not fit.
     """
     settings = execution.settings
     micro = split_batch(batch_size, settings.per_device_train_batch_size)[0]
-    failed = [
-        attempt.per_device_train_batch_size
-        for attempt in attempts
-        if attempt.outcome == "out_of_memory" and attempt.gradient_checkpointing == settings.gradient_checkpointing
-    ]
+    comparable = [each for each in attempts if each.gradient_checkpointing == settings.gradient_checkpointing]
+    failed = [each.per_device_train_batch_size for each in comparable if each.outcome == "out_of_memory"]
+    killed = [each.per_device_train_batch_size for each in comparable if each.outcome == "killed"]
+    failed += [rows for rows in killed if killed.count(rows) > 1]
     if failed and min(failed) <= micro:
         micro = halve(min(failed), batch_size)
     return TrainingPlan(
@@ -44,48 +56,72 @@ def plan_attempt(batch_size: int, attempts: tuple[Attempt, ...], execution: Exec
         gradient_accumulation_steps=batch_size // micro,
         gradient_checkpointing=settings.gradient_checkpointing,
         checkpoint_every_steps=settings.checkpoint_every_steps,
+        checkpoint_every_minutes=settings.checkpoint_every_minutes,
+        checkpoints_kept=settings.checkpoints_kept,
         report_to=settings.report_to,
     )
 
 
 class AttemptRecorder:
-    """Context of one attempt; on leaving it, the attempt is added to the ledger with how it ended."""
+    """Context of one attempt: on entering it is noted as running, on leaving with how it ended."""
 
-    def __init__(self, workspace: Path, plan: TrainingPlan) -> None:
+    def __init__(self, workspace: Path, plan: TrainingPlan, listener: Callable[[dict[str, Any]], None]) -> None:
         self._workspace = workspace
         self._plan = plan
-        self.resumed_from_step = 0
+        self._listener = listener
+        self._first_step: int | None = None
+        self._step = 0
         self.peak_memory_bytes = 0
 
     def __enter__(self) -> "AttemptRecorder":
         self._started = utc_now()
         self._clock = time.monotonic()
+        self._earlier = tuple(
+            earlier.model_copy(update={"outcome": "died"}) if earlier.outcome == "running" else earlier
+            for earlier in read_attempts(self._workspace)
+        )
+        self._note("running")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        attempts = (*read_attempts(self._workspace), self._attempt(error))
-        lines = "".join(attempt.model_dump_json() + "\n" for attempt in attempts)
-        replace_file(self._workspace / LEDGER, lines)
+        cause = next(iter(str(error).splitlines()), type(error).__name__) if error else ""
+        try:
+            self._note(_outcome(error), cause)
+        except OSError:
+            if not error:  # on a full disk the note is lost, but not the error that says so
+                raise
 
-    def _attempt(self, error: BaseException | None) -> Attempt:
-        return Attempt(
+    def report(self, said: dict[str, Any]) -> None:
+        """Pass a report of the training process on, and see from it how far the attempt has come."""
+        if said.get("total_steps"):
+            self._step = said["step"]
+            self._first_step = self._step if self._first_step is None else self._first_step
+        self._listener(said)
+
+    def _note(self, outcome: Outcome, cause: str = "") -> None:
+        attempt = Attempt(
             per_device_train_batch_size=self._plan.per_device_train_batch_size,
             gradient_accumulation_steps=self._plan.gradient_accumulation_steps,
             gradient_checkpointing=self._plan.gradient_checkpointing,
             started=self._started,
             seconds=time.monotonic() - self._clock,
-            outcome=_outcome(error),
-            cause=next(iter(str(error).splitlines()), type(error).__name__) if error else "",
-            resumed_from_step=self.resumed_from_step,
+            outcome=outcome,
+            cause=cause,
+            resumed_from_step=self._first_step or 0,
+            reached_step=self._step,
             peak_memory_bytes=self.peak_memory_bytes,
         )
+        lines = "".join(noted.model_dump_json() + "\n" for noted in (*self._earlier, attempt))
+        replace_file(self._workspace / LEDGER, lines)
 
 
-def _outcome(error: BaseException | None) -> str:
+def _outcome(error: BaseException | None) -> Outcome:
     if error is None:
         return "completed"
     if isinstance(error, OutOfMemory):
         return "out_of_memory"
+    if isinstance(error, Killed):
+        return "killed"
     return "cancelled" if isinstance(error, Stopped) or not isinstance(error, Exception) else "failed"

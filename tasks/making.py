@@ -4,6 +4,7 @@ A finished folder under the fingerprint of what is asked for is taken, an unfini
 at a time makes it. Prefect shows what was taken as `Cached`.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar, cast
@@ -14,6 +15,7 @@ from models.artifacts import Kind, Manifest
 from models.contract import Contract
 from tasks.child import ChildOptions
 from tasks.execution import Execution
+from tasks.files import explaining_a_full_disk
 from tasks.provenance import version_changes
 from tasks.store import ArtifactStore
 from tasks.telling import Teller
@@ -31,6 +33,8 @@ def find_or_make(
 ) -> Made:
     """Take the finished folder of that name, or make and publish it.
 
+    A checkpoint of a stage that the run is to force is made anew, unless this very run has made it.
+
     Args:
         kind: What the folder holds.
         name: Its name, which ends in the fingerprint's beginning.
@@ -45,12 +49,19 @@ def find_or_make(
     store = ArtifactStore(execution.settings.home)
     path = store.folder(kind, name)
     teller = Teller(title or name)
-    with store.lock(kind, name, teller.waiting):
+    holder = f"run {execution.run} (process {os.getpid()})"
+    with store.lock(kind, name, holder, teller.waiting):
         found = store.find(kind, name)
-        if found:
+        forced = name.partition("-")[0] in execution.force
+        if found and (found.run == execution.run or not forced):
+            store.discard_partial(kind, name)  # of a process that died between publishing and clearing up
             teller.cached(path, found, version_changes(found.versions))
             return cast(Made, Completed(name="Cached", data=read(path, found), message=f"{path.name} is there already"))
-        with store.slot(execution.parallel_stages, teller.waiting) as place, teller.failing():
+        with (
+            store.slot(execution.parallel_stages, holder, teller.waiting) as place,
+            teller.failing(),
+            explaining_a_full_disk(),
+        ):
             made = make(store, teller, ChildOptions.of(execution, place))
         teller.completed(path, made)
         return read(path, made)

@@ -10,7 +10,7 @@ from tasks.execution import Execution, library_versions
 
 
 def provenance(execution: Execution) -> dict[str, Any]:
-    """The manifest's fields on machine, library versions and code."""
+    """The manifest's fields on run, machine, library versions and code."""
     machine = execution.machine
     return {
         "machine": {
@@ -23,6 +23,7 @@ def provenance(execution: Execution) -> dict[str, Any]:
         },
         "versions": library_versions(),
         "code": _code(),
+        "run": execution.run,
     }
 
 

@@ -51,8 +51,8 @@ def report(
 
 
 def _outcome(checkpoint: Checkpoint, manifest: Manifest, run: RunRecord) -> StageOutcome:
-    """Taken from an earlier run where it is older than this run."""
-    cached = manifest.created < run.started
+    """Cached where another run has made it."""
+    cached = manifest.run != run.id
     seconds = 0.0 if cached else manifest.metrics.get("seconds", 0.0)
     return StageOutcome(stage=checkpoint.stage, checkpoint=checkpoint, cached=cached, seconds=seconds)
 

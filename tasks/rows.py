@@ -26,7 +26,7 @@ from tasks.conversations import problem, shown, text
 from tasks.readers import Row, shown_names
 from tasks.sources import read_entries, read_rows
 
-__all__ = ["CheckedRows", "Role", "Row", "check_rows", "digest", "read_rows"]
+__all__ = ["CheckedRows", "Role", "Row", "check_rows", "digest", "read_rows", "snapshot_identity"]
 
 Role = Literal["sft", "preference", "prompts"]
 """What rows are for: supervised fine-tuning; reward modelling and DPO; GRPO and evaluation."""
@@ -78,6 +78,11 @@ def digest(rows: Iterable[Row]) -> str:
     for row in rows:
         lines.update(canonical_json(row).encode() + b"\n")
     return lines.hexdigest()
+
+
+def snapshot_identity(rows: Iterable[Row]) -> dict[str, str]:
+    """What decides a snapshot of these rows, as JSON data."""
+    return {"rows_sha256": digest(rows)}
 
 
 def _summary(problems: list[str], read: int) -> str:

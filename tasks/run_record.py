@@ -1,86 +1,92 @@
-"""The record of a run: opened before the first stage, closed by whatever ends the run."""
+"""The records of runs, as they lie in the artifact root: read, written, found."""
 
-import secrets
-import signal
-import threading
-from datetime import UTC, datetime
-from functools import partial
+import os
+import socket
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
-from prefect import Flow
-from prefect.client.schemas.objects import FlowRun, State
-from prefect.context import FlowRunContext
+import psutil
+from pydantic import ValidationError
 
-from models.recipe import Recipe
-from models.run import RunRecord, RunState
-from settings.settings import load_settings
-from tasks.child import stop_all
-from tasks.store import replace_file, utc_now
+from models.errors import InputError
+from models.run import Process, RunRecord
+from tasks.files import replace_file
+
+RECORD = "run.json"
 
 
-def open_run(recipe: Recipe, recipe_name: str, home: Path) -> RunRecord:
-    """Start the record of the current flow run; a retried flow run goes on with the record that it has."""
-    run_id = _current_run_id()
-    existing = list((home / "runs").glob(f"*-{run_id}/run.json"))
-    if existing:
-        record = RunRecord.model_validate_json(existing[0].read_bytes())
-        record = record.model_copy(update={"state": "running", "error": "", "finished": None})
-    else:
-        name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{run_id}"
-        record = RunRecord(id=name, state="running", recipe=recipe, recipe_name=recipe_name, started=utc_now())
-    save_run(record, home)
-    _stop_stages_on_signals(record.id, home)
-    return record
+def read_run(path: Path) -> RunRecord:
+    """Read the record in a run's folder.
 
-
-def _stop_stages_on_signals(run_id: str, home: Path) -> None:
-    """On SIGINT and SIGTERM, end the training processes and note it, before whatever else the signal does.
-
-    Without it, a flow that is told to stop would wait for its stages to train to the end. Signals belong to the main
-    thread; a flow that runs in another one is left alone.
+    Raises:
+        InputError: there is none, or it cannot be read.
     """
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, partial(_stop_stages, run_id, home, signal.getsignal(number)))
-
-
-def _stop_stages(run_id: str, home: Path, previous: Any, number: int, frame: FrameType | None) -> None:
-    stop_all()
-    record = read_run(run_id, home)
-    if record.state == "running":  # the handler outlives the run that set it
-        reason = f"stopped by {signal.Signals(number).name}"
-        save_run(record.model_copy(update={"state": "cancelled", "error": reason, "finished": utc_now()}), home)
-    if callable(previous):
-        previous(number, frame)
-
-
-def read_run(run_id: str, home: Path) -> RunRecord:
-    """Read the record of a run."""
-    return RunRecord.model_validate_json((home / "runs" / run_id / "run.json").read_bytes())
+    try:
+        return RunRecord.model_validate_json((path / RECORD).read_bytes())
+    except (OSError, ValidationError) as error:
+        remedy = "`align runs` lists the runs; `align run` with the same recipe takes all that is finished"
+        raise InputError(f"{path / RECORD}: not a readable run record ({type(error).__name__}); {remedy}") from None
 
 
 def save_run(record: RunRecord, home: Path) -> RunRecord:
     """Write the record to the run's folder."""
-    replace_file(home / "runs" / record.id / "run.json", record.model_dump_json(indent=2))
+    replace_file(home / "runs" / record.id / RECORD, record.model_dump_json(indent=2))
     return record
 
 
-def close_failed(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Prefect hook: note in the record how a run ended that did not complete."""
-    home = load_settings().home
-    endings: dict[str, RunState] = {"FAILED": "failed", "CRASHED": "crashed", "CANCELLED": "cancelled"}
-    for path in (home / "runs").glob(f"*-{_short(str(flow_run.id))}/run.json"):
-        record = RunRecord.model_validate_json(path.read_bytes())
-        ending = {"state": endings.get(state.type.value, "failed"), "error": state.message or "", "finished": utc_now()}
-        save_run(record.model_copy(update=ending), home)
+def all_runs(home: Path) -> tuple[list[RunRecord], list[str]]:
+    """All readable records, newest first, and what is wrong with the others."""
+    records, problems = [], []
+    for path in (home / "runs").glob(f"*/{RECORD}"):
+        try:
+            records.append(read_run(path.parent))
+        except InputError as error:
+            problems.append(str(error))
+    return sorted(records, key=lambda record: record.started, reverse=True), problems
 
 
-def _current_run_id() -> str:
-    context = FlowRunContext.get()
-    return _short(str(context.flow_run.id)) if context and context.flow_run else secrets.token_hex(4)
+def unfinished_run(home: Path, wanted: str | None) -> RunRecord:
+    """The run to go on with: the one whose name begins or ends so, or the newest that did not complete.
+
+    Raises:
+        InputError: there is none, it is completed or still at work, or the name means several.
+    """
+    records, _ = all_runs(home)
+    if wanted is None:
+        unfinished = (record for record in records if standing(record) not in ("completed", "running"))
+        found = next(unfinished, None)
+        if found is None:
+            raise InputError(f"there is no unfinished run in {home}; `align run RECIPE` starts one")
+        return found
+    matches = [record for record in records if record.id.startswith(wanted) or record.id.endswith(wanted)]
+    if len(matches) != 1:
+        rule = "means several runs" if matches else "means no run"
+        names = ", ".join(record.id for record in matches or records) or "none yet"
+        raise InputError(f"'{wanted}' {rule} in {home}; give more of a name: {names}")
+    (record,) = matches
+    if standing(record) == "completed":
+        raise InputError(f"run {record.id} is completed; there is nothing to resume")
+    if standing(record) == "running" and record.process:
+        process = f"process {record.process.pid} on {record.process.host}"
+        raise InputError(f"run {record.id} is still at work ({process}); wait for it, or stop that process first")
+    return record
 
 
-def _short(flow_run_id: str) -> str:
-    return flow_run_id[:8]
+def standing(record: RunRecord) -> str:
+    """Where a run stands: its recorded state, but `died` where that is `running` and its process is gone."""
+    return "died" if record.state == "running" and not _is_alive(record.process) else record.state
+
+
+def this_process() -> Process:
+    """What a record says of the process that carries out its run."""
+    return Process(host=socket.gethostname(), pid=os.getpid(), started=psutil.Process().create_time())
+
+
+def _is_alive(process: Process | None) -> bool:
+    """On another machine it is taken to be."""
+    if process is None or process.host != socket.gethostname():
+        return process is not None
+    try:
+        found = psutil.Process(process.pid)
+        return found.create_time() == process.started and found.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -7,7 +7,7 @@ from models.artifacts import Checkpoint
 from models.stages import SFTInput
 from tasks.core.entry import sft
 from tasks.execution import Execution
-from tasks.stage import RETRIES, ran_out_of_memory, run_stage
+from tasks.stage import RETRIES, run_stage, worth_another_attempt
 
 
 @task(
@@ -15,12 +15,12 @@ from tasks.stage import RETRIES, ran_out_of_memory, run_stage
     task_run_name="{stage.name}",
     cache_policy=NO_CACHE,
     retries=RETRIES,
-    retry_condition_fn=ran_out_of_memory,
+    retry_condition_fn=worth_another_attempt,
 )
 def train_sft(stage: SFTInput, execution: Execution) -> Checkpoint:
     """Train the base model, so that it answers as the demonstrations do.
 
     Raises:
-        InputError, OutOfMemory, StageError: see `tasks.stage.run_stage`.
+        InputError, OutOfMemory, Killed, StageError: see `tasks.stage.run_stage`.
     """
     return run_stage(stage, sft, execution)

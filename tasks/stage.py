@@ -8,7 +8,7 @@ from prefect import Task
 from prefect.client.schemas.objects import State, TaskRun
 
 from models.artifacts import Attempt, Checkpoint, Manifest
-from models.errors import OutOfMemory
+from models.errors import Killed, OutOfMemory
 from models.stages import TrainingInput
 from tasks.child import ChildOptions, run_in_child
 from tasks.core.plan import TrainingResult
@@ -20,12 +20,12 @@ from tasks.store import ArtifactStore
 from tasks.telling import Teller
 
 RETRIES = 10
-"""Times that Prefect tries a stage again after it ran out of memory, each time with half the micro-batch or less."""
+"""Times that Prefect tries a stage again after it ran out of memory or was killed."""
 
 
-def ran_out_of_memory(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
-    """Prefect's retry condition: only running out of memory is worth another attempt."""
-    return isinstance(state.result(raise_on_failure=False), OutOfMemory)
+def worth_another_attempt(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
+    """Prefect's retry condition: another attempt may go another way after want of memory or a kill, and only then."""
+    return isinstance(state.result(raise_on_failure=False), OutOfMemory | Killed)
 
 
 def run_stage(stage: TrainingInput, train: Callable[..., TrainingResult], execution: Execution) -> Checkpoint:
@@ -41,7 +41,7 @@ def run_stage(stage: TrainingInput, train: Callable[..., TrainingResult], execut
 
     Raises:
         InputError: what was asked for cannot work.
-        OutOfMemory: memory ran out; the next call goes on with half the micro-batch.
+        OutOfMemory, Killed: the next call goes on, with half the micro-batch where memory ran out.
         StageError: it failed.
     """
 
@@ -57,6 +57,7 @@ def run_stage(stage: TrainingInput, train: Callable[..., TrainingResult], execut
     def make(store: ArtifactStore, teller: Teller, options: ChildOptions) -> Manifest:
         workspace = store.partial("checkpoint", stage.name)
         result = _train(stage, train, workspace, execution, options, teller)
+        teller.report({"phase": "publishing"})
         return _publish(stage, result, workspace, execution, store)
 
     return find_or_make("checkpoint", stage.name, execution, make, read)
@@ -73,12 +74,11 @@ def _train(
     """One attempt, noted in the ledger however it ends."""
     plan = plan_attempt(stage.hyperparameters.batch_size, read_attempts(workspace), execution)
     teller.attempt(plan, workspace / "log.txt")
-    with AttemptRecorder(workspace, plan) as attempt:
+    with AttemptRecorder(workspace, plan, teller.report) as attempt:
         done, attempt.peak_memory_bytes = run_in_child(
-            train, (stage, plan, workspace), options, teller.report, teller.line
+            train, (stage, plan, workspace), options, attempt.report, teller.line
         )
         result: TrainingResult = done
-        attempt.resumed_from_step = result.resumed_from_step
     return result
 
 

@@ -3,17 +3,15 @@
     base/<id>/  datasets/<id>/  evaluations/<id>/  checkpoints/<stage>-<id>/   finished: manifest.json was written last
     <kind>/.partial/<name>/                                                    being made; resumed after a failure
     <kind>/.damaged/<name>-<time>/                                             moved aside by a failed verification
+    <kind>/.replaced/<name>-<time>/                                            moved aside for one made anew by force
     runs/<id>/                                                                 resolved recipe and report of each run
 
 A finished folder appears by one rename, so there is no moment at which half of one could be taken for a whole.
 """
 
-import hashlib
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,17 +20,16 @@ from typing import Any, get_args
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from models.artifacts import SCHEMA_VERSION, FileEntry, Kind, Manifest, Stage
+from models.artifacts import SCHEMA_VERSION, Kind, Manifest, Stage
 from models.errors import DamagedArtifact, InputError
 from models.fingerprint import ID_LENGTH, fingerprint
+from tasks.files import differences, list_files, replace_file, sync_folder
 
 MANIFEST = "manifest.json"
 Waiting = Callable[[str], None]
 """Told once what has to be waited for."""
 
 _SECONDS_BETWEEN_TRIES = 0.2
-_UNFINISHED = ".unfinished"
-"""Ending of a file that a crash has kept from being written whole."""
 _FOLDERS: dict[Kind, str] = {
     "base": "base",
     "dataset": "datasets",
@@ -65,7 +62,7 @@ class ArtifactStore:
         if not (path / MANIFEST).exists():
             return None
         if damage(path):
-            self._set_aside(path)
+            self._set_aside(path, "damaged")
             return None
         return read_manifest(path)
 
@@ -77,14 +74,14 @@ class ArtifactStore:
             manifest: Fields of the manifest; `kind` and `name` (the folder's name) among them.
         """
         name = manifest.pop("name")
-        written = Manifest(created=utc_now(), files=_entries(content), **manifest)
+        written = Manifest(created=utc_now(), files=list_files(content, MANIFEST), **manifest)
         replace_file(content / MANIFEST, written.model_dump_json(indent=2))
         target = self.folder(written.kind, name)
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
-            self._set_aside(target)
+            self._set_aside(target, "replaced")
         content.rename(target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
         return written
 
     def discard_partial(self, kind: Kind, name: str) -> None:
@@ -92,31 +89,33 @@ class ArtifactStore:
         shutil.rmtree(self.partial(kind, name), ignore_errors=True)
 
     @contextmanager
-    def lock(self, kind: Kind, name: str, waiting: Waiting) -> Iterator[None]:
+    def lock(self, kind: Kind, name: str, holder: str, waiting: Waiting) -> Iterator[None]:
         """Hold the right to make that folder; the system releases it when the holder dies.
 
         Args:
             kind: What the folder holds.
             name: The folder's name.
-            waiting: Called where another process holds the right.
+            holder: Who asks for it, as others that have to wait are told.
+            waiting: Called where another one holds the right.
         """
         name = f"{kind}-{name}"
-        with self._first_free([name], lambda: waiting(f"process {self._holder(name)}, which makes it")):
+        with self._first_free([name], holder, lambda: waiting(f"{self._holder(name)}, which makes it")):
             yield
 
     @contextmanager
-    def slot(self, slots: int, waiting: Waiting) -> Iterator[int]:
+    def slot(self, slots: int, holder: str, waiting: Waiting) -> Iterator[int]:
         """Hold one of the machine's places for a stage that computes, over all runs that share this artifact root.
 
         Yields:
             The place's number, from 0.
         """
         names = [f"slot-{number}" for number in range(slots)]
-        with self._first_free(names, lambda: waiting(f"one of {slots} places to compute in")) as name:
+        told = f"one of {slots} places to compute in, taken by "
+        with self._first_free(names, holder, lambda: waiting(told + ", ".join(map(self._holder, names)))) as name:
             yield names.index(name)
 
     @contextmanager
-    def _first_free(self, names: list[str], waiting: Callable[[], None]) -> Iterator[str]:
+    def _first_free(self, names: list[str], holder: str, waiting: Callable[[], None]) -> Iterator[str]:
         """Hold the first of the named locks that is free; ask for them in turn until one is."""
         self._locks.mkdir(parents=True, exist_ok=True)
         locks = {name: FileLock(self._locks / f"{name}.lock") for name in names}
@@ -127,15 +126,15 @@ class ArtifactStore:
             time.sleep(_SECONDS_BETWEEN_TRIES)
             name = _try_all(locks)
         try:
-            (self._locks / f"{name}.pid").write_text(str(os.getpid()))
+            (self._locks / f"{name}.holder").write_text(holder)
             yield name
         finally:
             locks[name].release()
 
     def _holder(self, name: str) -> str:
-        """Process id of who holds a lock, where it can be told."""
-        path = self._locks / f"{name}.pid"
-        return (path.exists() and path.read_text()) or "unknown"
+        """Who holds a lock, where it can be told."""
+        path = self._locks / f"{name}.holder"
+        return (path.exists() and path.read_text()) or "another process"
 
     def manifests(self, kind: Kind) -> Iterator[tuple[Path, Manifest]]:
         """All finished folders of a kind with their manifests, newest first; unreadable ones are left out."""
@@ -162,9 +161,9 @@ class ArtifactStore:
         rule = "matches several checkpoints" if matches else "matches no checkpoint"
         raise InputError(f"'{wanted}' {rule} in {self.home}; give a folder or more of a name: {names}")
 
-    def _set_aside(self, path: Path) -> None:
-        """Move a damaged folder out of the way, so that it is made again and can still be looked at."""
-        aside = path.parent / ".damaged" / f"{path.name}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
+    def _set_aside(self, path: Path, why: str) -> None:
+        """Move a finished folder out of the way, so that its place is free and it can still be looked at."""
+        aside = path.parent / f".{why}" / f"{path.name}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
         aside.parent.mkdir(parents=True, exist_ok=True)
         path.rename(aside)
 
@@ -193,40 +192,12 @@ def damage(path: Path) -> list[str]:
     named = path.name.endswith(manifest.fingerprint[:ID_LENGTH])
     if not named or fingerprint(manifest.identity) != manifest.fingerprint:
         return [f"{path / MANIFEST}: identity, fingerprint and folder name do not belong together"]
-    expected = {entry.path: entry for entry in manifest.files}
-    present = {entry.path: entry for entry in _entries(path)}
-    missing = [f"{path / name}: missing" for name in expected.keys() - present.keys()]
-    extra = [f"{path / name}: not in the manifest" for name in present.keys() - expected.keys()]
-    changed = [
-        f"{path / name}: {present[name].size_bytes} bytes, sha256 {present[name].sha256[:12]}…; the manifest has "
-        f"{expected[name].size_bytes} bytes, {expected[name].sha256[:12]}…"
-        for name in expected.keys() & present.keys()
-        if present[name] != expected[name]
-    ]
-    return sorted(missing + extra + changed)
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's content, as 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return differences(path, manifest.files, MANIFEST)
 
 
 def utc_now() -> str:
     """The time in UTC, ISO 8601 with seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _entries(folder: Path) -> tuple[FileEntry, ...]:
-    """Size and digest of every file but the manifest, sorted by path; files are read in parallel."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != _UNFINISHED)
-    paths = sorted(path for path in files if path != folder / MANIFEST)
-    with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(file_digest, paths))
-    return tuple(
-        FileEntry(path=path.relative_to(folder).as_posix(), size_bytes=path.stat().st_size, sha256=digest)
-        for path, digest in zip(paths, digests, strict=True)
-    )
 
 
 def _try_all(locks: dict[str, FileLock]) -> str | None:
@@ -241,22 +212,3 @@ def _try_all(locks: dict[str, FileLock]) -> str | None:
 def _means(wanted: str, path: Path, manifest: Manifest) -> bool:
     names = (path.name, manifest.fingerprint, f"base-{manifest.fingerprint}" if manifest.kind == "base" else "")
     return Path(wanted).absolute() == path or any(name.startswith(wanted) for name in names)
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write a file whole: whoever reads it, also after a crash, finds the old content or the new, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}{_UNFINISHED}")
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.rename(path)
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

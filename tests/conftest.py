@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from models.run import RunRecord
 from settings.machine import Machine
 from settings.settings import Settings
 from tasks.execution import Execution
+from tests.faults import SETTINGS, STEPS, Scene
 from tests.tiny import build_tiny_model, run_align, tiny_recipe, write_tiny_data
 
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
@@ -23,6 +25,21 @@ def pytest_configure() -> None:
         del os.environ[name]
     os.environ.update(_OFFLINE)
     Settings.model_config["env_file"] = None
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The table of faults: what was done, when, what came of it, and the optimizer steps that it cost."""
+    reports = [report for outcome in ("passed", "failed") for report in terminalreporter.stats.get(outcome, [])]
+    rows = [value for report in reports for key, value in getattr(report, "user_properties", []) if key == "fault"]
+    if not rows:
+        return
+    terminalreporter.section("faults")
+    for fault, moment, outcome, steps in sorted(rows):
+        terminalreporter.write_line(f"{fault:28} {moment:44} {outcome:14} {steps:3} steps lost")
+    most = max(lost for *_, lost in rows)
+    terminalreporter.write_line(
+        f"{len(rows)} faults; {sum(lost for *_, lost in rows)} steps lost in all, at most {most}"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -71,3 +88,26 @@ def finished_run(prefect_api: None, recipe: Recipe, tmp_path_factory: pytest.Tem
 def home(finished_run: tuple[Path, RunRecord], tmp_path: Path) -> Path:
     """A test's own copy of the finished run's artifact root."""
     return Path(shutil.copytree(finished_run[0], tmp_path / "home"))
+
+
+@pytest.fixture(scope="session")
+def lasting_recipe(tiny_model: Path, tiny_data: Path) -> Recipe:
+    """Stages that are long enough to die in, with dropout, several epochs and shared completions."""
+    lora = {"lora": {"dropout": 0.1}}
+    changes: dict[str, Any] = {stage: {"max_steps": steps, **lora} for stage, steps in STEPS.items()}
+    changes["grpo"] |= {"num_iterations": 2}
+    return Recipe.model_validate(tiny_recipe(tiny_model, tiny_data, **changes))
+
+
+@pytest.fixture(scope="session")
+def undisturbed(prefect_api: None, lasting_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The artifact root of a run of that recipe that nothing disturbed."""
+    home = tmp_path_factory.mktemp("undisturbed") / "home"
+    assert run_align(lasting_recipe, home, SETTINGS).record.state == "completed"
+    return home
+
+
+@pytest.fixture
+def scene(undisturbed: Path, lasting_recipe: Recipe, tmp_path: Path) -> Scene:
+    """A copy of it to break."""
+    return Scene(undisturbed, lasting_recipe, tmp_path / "home")

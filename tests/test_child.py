@@ -12,8 +12,11 @@ from typing import Any
 import psutil
 import pytest
 
-from models.errors import InputError, OutOfMemory, StageError
+from models.errors import InputError, Killed, OutOfMemory, StageError
 from tasks.child import ChildOptions, run_in_child
+from tasks.host_memory import out_of_memory_kills
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent
 Report = Callable[[Any], None]
@@ -178,9 +181,20 @@ def test_a_value_that_cannot_be_sent_is_a_bug() -> None:
         run(returning_what_cannot_be_sent)
 
 
-def test_sigkill_counts_as_out_of_memory() -> None:
-    with pytest.raises(OutOfMemory, match="SIGKILL"):
+@pytest.mark.parametrize(("before", "after", "error"), [(0, 0, Killed), (0, 1, OutOfMemory), (None, None, Killed)])
+def test_sigkill_is_want_of_memory_where_the_kernel_says_so(
+    monkeypatch: pytest.MonkeyPatch, before: int | None, after: int | None, error: type[Exception]
+) -> None:
+    kills = iter([before, after])
+    monkeypatch.setattr("tasks.child.out_of_memory_kills", lambda: next(kills))
+    with pytest.raises(StageError, match="SIGKILL") as caught:
         run(killing_itself, signal.SIGKILL)
+    assert caught.type is error
+
+
+def test_kills_by_the_kernel_are_counted() -> None:
+    kills = out_of_memory_kills()
+    assert kills is None or kills >= 0
 
 
 def test_another_signal_is_named() -> None:
@@ -211,7 +225,6 @@ def test_an_error_in_the_listener_ends_the_child() -> None:
     assert all(gone(process) for process in processes)
 
 
-@pytest.mark.slow
 def test_a_child_dies_with_the_flows_process() -> None:
     code = (
         "from tasks.child import ChildOptions, run_in_child\n"

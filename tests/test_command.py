@@ -6,15 +6,18 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from gguf import GGUFWriter
 from rich.console import Console
 
 from flows.__main__ import main
@@ -25,7 +28,9 @@ from models.evaluation import Estimate, EvaluationResult
 from models.fingerprint import ID_LENGTH, fingerprint
 from models.recipe import Recipe
 from models.run import RunRecord, StageOutcome
+from settings.recipes import build_recipe
 from tasks.progress import Progress, announce
+from tasks.run_record import save_run, standing, this_process
 from tasks.store import ArtifactStore
 
 REMOVED = object()
@@ -43,6 +48,17 @@ RECIPE: dict[str, Any] = {
 
 def _lines(*rows: dict[str, Any]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def _gguf(key: str) -> bytes:
+    """A GGUF file without tensors, whose metadata has one key more than it must."""
+    with tempfile.TemporaryDirectory() as folder:
+        writer = GGUFWriter(Path(folder) / "model.gguf", "llama")
+        writer.add_string(key, "1")
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+        return (Path(folder) / "model.gguf").read_bytes()
 
 
 FILES = {
@@ -86,6 +102,7 @@ CASES = [
     Case("flag with impossible value", ("command line: sft.lora.r", "greater"), flags=("--sft.lora.r", "0")),
     Case("flag with broken JSON", ("grpo.rewards",), flags=("--grpo.rewards", "[{")),
     Case("required section removed", ("command line: sft",), flags=("--sft", "null")),
+    Case("unknown stage to force", ("--force", "'rm'", "reward"), flags=("--force", "rm")),
     Case("option of another command", ("unknown flag '--prompt'",), flags=("--prompt", "x")),
     # the recipe's file
     Case("missing file", ("nowhere.yaml", "no such recipe file"), wanted="nowhere.yaml"),
@@ -155,6 +172,10 @@ CASES = [
     Case("package missing", ("no installed package 'no_such_model'",),
          recipe={"base_model": {"source": "package", "name": "no_such_model"}}),
     Case("package without GGUF", ("exactly one .gguf",), recipe={"base_model": {"source": "package", "name": "yaml"}}),
+    Case("package without template", ("bare.gguf", "no chat template", "chatml"),
+         {"base_model": {"source": "package", "name": "bare"}}, {"bare/bare.gguf": _gguf("general.name")}),
+    Case("package without EOS", ("bare.gguf", "end-of-sequence", "eos_token"),
+         {"base_model": {"source": "package", "name": "bare"}}, {"bare/bare.gguf": _gguf("tokenizer.chat_template")}),
     Case("hub id malformed", ("not a hub id",), recipe={"base_model": {"source": "hub", "name": "a/b/c"}}),
     Case("longer than the context", ("sft.max_length", "2048"), recipe={"sft.max_length": 4096}),
     # the machine
@@ -202,10 +223,11 @@ def _files(folder: Path) -> set[Path]:
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty working directory with its own artifact root, in which no run can start."""
 
-    def align(recipe: Recipe, recipe_name: str) -> RunRecord:
+    def align(recipe: Recipe, recipe_name: str, **options: Any) -> RunRecord:
         raise AssertionError("the run started")
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("ALIGN_HOME", str(tmp_path / "home"))
     for name in ("ALIGN_DEVICE", "ALIGN_REPORT_TO", "ALIGN_RESERVED_DISK_BYTES", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
@@ -237,6 +259,56 @@ def test_wrong_input(
     assert "Traceback" not in said.err
     for fragment in case.says:
         assert fragment in said.err, said.err
+    assert _files(project) == before
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """A local hub that says of every model what the test puts in here."""
+    model: dict[str, Any] = {"id": "org/model", "sha": "c" * 40, "siblings": [{"rfilename": "model.safetensors"}]}
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/api/models/org/model/revision/v1" else 404)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps(model).encode())
+
+        def log_message(self, *_: Any) -> None:
+            """Nothing: the test's output is its own."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        yield model
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("revision", "said_by_hub", "says"),
+    [
+        ("v1", {"config": {"tokenizer_config": {}}}, "hub model 'org/model' has no chat template"),
+        ("v1", {"siblings": [{"rfilename": "pytorch_model.bin"}]}, "has no .safetensors files"),
+        ("v2", {}, "'org/model' at revision 'v2' cannot be looked up"),
+    ],
+)
+def test_a_hub_model_is_looked_up_before_the_run(
+    project: Path,
+    hub: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+    revision: str,
+    said_by_hub: dict[str, Any],
+    says: str,
+) -> None:
+    source = {"source": "hub", "name": "org/model", "revision": revision}
+    _write_project(project, _changed(RECIPE, {"base_model": source}), {})
+    hub["config"] = {"tokenizer_config": {"chat_template": "{{ messages }}"}}
+    assert revision == "v2" or main(["check", "recipe.yaml"]) == 0
+    hub.update(said_by_hub)
+    before = _files(project)
+    assert main(["run", "recipe.yaml"]) == 2
+    assert says in capsys.readouterr().err
     assert _files(project) == before
 
 
@@ -293,9 +365,76 @@ def test_run_hands_over_and_sums_up(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _write_project(project, RECIPE, {})
-    _replace_flow(monkeypatch, lambda recipe, name: _record("completed", recipe))
+    forced: list[tuple[str, ...]] = []
+
+    def align(recipe: Recipe, recipe_name: str, force: tuple[str, ...]) -> RunRecord:
+        forced.append(force)
+        return _record("completed", recipe)
+
+    _replace_flow(monkeypatch, align)
     assert main(["run", "recipe.yaml"]) == 0
     assert "20260101-000000-ab: completed" in capsys.readouterr().out
+    assert main(["run", "recipe.yaml", "--force", "dpo", "--force", "sft"]) == 0
+    assert forced == [(), ("dpo", "sft")]
+
+
+@pytest.fixture
+def unfinished(project: Path) -> RunRecord:
+    """The record of a run that failed."""
+    _write_project(project, RECIPE, {})
+    record = _record("failed", build_recipe("recipe.yaml", {}))
+    return save_run(record, project / "home")
+
+
+def test_resume_goes_on_with_the_newest_unfinished_run(
+    project: Path, unfinished: RunRecord, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resumed: list[tuple[Recipe, str, str]] = []
+
+    def align(recipe: Recipe, recipe_name: str, resume: str) -> RunRecord:
+        resumed.append((recipe, recipe_name, resume))
+        return _record("completed", recipe)
+
+    _replace_flow(monkeypatch, align)
+    save_run(unfinished.model_copy(update={"id": "20260102-000000-cd", "state": "completed"}), project / "home")
+    for name in ([], ["20260101"], ["00-ab"]):
+        assert main(["resume", *name]) == 0
+        said = capsys.readouterr().out
+        assert "resuming run 20260101-000000-ab" in said
+        assert "will be trained" in said
+    assert resumed == [(unfinished.recipe, "recipe", unfinished.id)] * 3
+
+
+@pytest.mark.parametrize(
+    ("update", "wanted", "says"),
+    [
+        ({"state": "completed"}, [], "there is no unfinished run"),
+        ({"state": "completed"}, ["20260101"], "is completed"),
+        ({"state": "running", "process": this_process()}, ["20260101"], "still at work"),
+        ({"state": "running", "process": this_process()}, [], "there is no unfinished run"),
+        ({}, ["2027"], "'2027' means no run"),
+    ],
+)
+def test_what_cannot_be_resumed(
+    project: Path,
+    unfinished: RunRecord,
+    capsys: pytest.CaptureFixture[str],
+    update: dict[str, Any],
+    wanted: list[str],
+    says: str,
+) -> None:
+    save_run(unfinished.model_copy(update=update), project / "home")
+    assert main(["resume", *wanted]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_run_whose_process_is_gone_died(unfinished: RunRecord) -> None:
+    ended = this_process().model_copy(update={"pid": 2**22 + 1})
+    recycled = this_process().model_copy(update={"started": 1.0})
+    for process in (ended, recycled, None):
+        assert standing(unfinished.model_copy(update={"state": "running", "process": process})) == "died"
+    elsewhere = this_process().model_copy(update={"host": "elsewhere"})
+    assert standing(unfinished.model_copy(update={"state": "running", "process": elsewhere})) == "running"
 
 
 @pytest.mark.parametrize(
@@ -314,7 +453,7 @@ def test_runs_that_do_not_complete(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def align(recipe: Recipe, recipe_name: str) -> RunRecord:
+    def align(recipe: Recipe, recipe_name: str, **options: Any) -> RunRecord:
         raise outcome
 
     _write_project(project, RECIPE, {})

@@ -165,6 +165,8 @@ SETTINGS: dict[str, Any] = {
     "parallel_stages": 1,
     "per_device_train_batch_size": 1,
     "checkpoint_every_steps": 1,
+    "checkpoint_every_minutes": 1.0,
+    "checkpoints_kept": 3,
     "gradient_checkpointing": True,
     "stage_timeout_seconds": 5.0,
     "reserved_disk_bytes": 0,

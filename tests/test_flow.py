@@ -20,10 +20,14 @@ from models.errors import InputError, StageError
 from models.recipe import Recipe
 from models.run import RunRecord
 from models.stages import SFTInput
+from settings.settings import load_settings
 from tasks.core.plan import TrainingPlan, TrainingResult
-from tasks.execution import Execution
-from tasks.stage import RETRIES, ran_out_of_memory, run_stage
-from tasks.store import damage, file_digest, read_manifest
+from tasks.execution import Execution, plan_execution
+from tasks.files import file_digest
+from tasks.forecast import forecast
+from tasks.preflight import preflight
+from tasks.stage import RETRIES, run_stage, worth_another_attempt
+from tasks.store import damage, read_manifest
 from tests.test_contracts import INPUTS
 from tests.tiny import Run, run_align
 
@@ -126,6 +130,44 @@ def test_a_change_to_dpo_retrains_what_depends_on_it(home: Path, recipe: Recipe)
     assert before.items() <= files(home).items()
 
 
+def test_a_forced_stage_is_trained_again_and_the_old_one_is_kept(home: Path, recipe: Recipe) -> None:
+    before, made = weights(home), checkpoints(home)
+    run = run_align(recipe, home, force=("dpo",))
+    trained = {stage: state for stage, state in states(run).items() if stage in STAGES}
+    assert trained == dict.fromkeys(STAGES, "Cached") | {"dpo": "Completed"}
+    assert weights(home) == before
+    (aside,) = (home / "checkpoints" / ".replaced").iterdir()
+    assert aside.name.startswith(made["dpo"].name)
+    again = run_align(recipe, home, force=("dpo",), resume=run.record.id)
+    assert states(again)["dpo"] == "Cached"  # the run that forces it has it now
+    assert again.record.id == run.record.id
+
+
+def test_what_a_run_would_do_is_known_before(home: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGN_HOME", str(home))
+    settings = load_settings()
+    execution = plan_execution(recipe, settings)
+
+    def told(wanted: Recipe, execution: Execution = execution) -> dict[str, tuple[str, str]]:
+        stages = forecast(wanted, preflight(wanted, settings).datasets, execution)
+        return {stage.stage: (stage.name, stage.state) for stage in stages}
+
+    made = {stage: path.name for stage, path in checkpoints(home).items()}
+    assert told(recipe) == {stage: (made[stage], "cached") for stage in STAGES}
+    states = {stage: state for stage, (_, state) in told(changed(recipe, dpo={"beta": 0.3})).items()}
+    assert states == {"sft": "cached", "reward": "cached", "dpo": "new", "grpo": "new"}
+    forced = told(recipe, execution.model_copy(update={"force": ("sft",)}))
+    assert [state for _, state in forced.values()] == ["new", "cached", "cached", "cached"]
+    without = changed(recipe, reward=None, dpo=None, grpo=None)
+    assert told(without) == {"sft": (made["sft"], "cached")}
+
+
+def test_another_recipe_does_not_resume_a_run(home: Path, recipe: Recipe, finished_run: tuple[Path, RunRecord]) -> None:
+    run = run_align(changed(recipe, seed=9), home, resume=finished_run[1].id)
+    assert isinstance(run.result, InputError)
+    assert "has another recipe" in str(run.result)
+
+
 def test_what_was_deleted_or_altered_is_trained_again_to_the_same_weights(home: Path, recipe: Recipe) -> None:
     before, made = weights(home), checkpoints(home)
     shutil.rmtree(made["sft"])
@@ -159,7 +201,7 @@ def test_grpo_without_dpo_starts_from_sft(home: Path, recipe: Recipe) -> None:
 
 def test_a_failed_stage_is_on_record_with_its_message(home: Path, recipe: Recipe) -> None:
     endless = changed(recipe, sft={"max_steps": 1_000_000}, reward=None, dpo=None, grpo=None)
-    run = run_align(endless, home, ALIGN_STAGE_TIMEOUT_SECONDS="5")
+    run = run_align(endless, home, {"ALIGN_STAGE_TIMEOUT_SECONDS": "5"})
     assert run.state == "FAILED"
     assert "ALIGN_STAGE_TIMEOUT_SECONDS" in str(run.result)
     record = run_on_disk(home, run)
@@ -209,7 +251,7 @@ def hungry(stage: SFTInput, plan: TrainingPlan, workspace: Path, report: Any) ->
     return TrainingResult(metrics={"loss": 1.0}, resumed_from_step=0)
 
 
-@task(retries=RETRIES, retry_condition_fn=ran_out_of_memory)
+@task(retries=RETRIES, retry_condition_fn=worth_another_attempt)
 def train_hungry(stage: SFTInput, execution: Execution) -> Checkpoint:
     """A stage like the four others."""
     return run_stage(stage, hungry, execution)

@@ -10,7 +10,7 @@ from models.errors import InputError
 from models.fingerprint import fingerprint
 from models.recipe import DPO, GRPO, SFT, BaseModelSource, DatasetSource, Evaluation, RewardModel, Training
 from models.stages import DPOInput, GRPOInput, RewardInput, SFTInput, TrainingInput
-from tasks.base_model import locate
+from tasks.base_model_check import locate
 from tasks.core.conversion import prepare_tokenizer
 from tasks.core.dpo import dpo_arguments
 from tasks.core.grpo import _rewards, grpo_arguments

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.artifacts import Attempt
-from models.errors import OutOfMemory, StageError
+from models.errors import Killed, OutOfMemory, StageError
 from tasks.core.plan import TrainingPlan, halve, split_batch
 from tasks.execution import Execution
 from tasks.ledger import AttemptRecorder, plan_attempt, read_attempts
@@ -37,8 +37,10 @@ def limited(execution: Execution, largest: int) -> Execution:
 
 def note(workspace: Path, plan: TrainingPlan, error: BaseException | None = None) -> None:
     """Go through one attempt that ends with `error`."""
-    with suppress(type(error) if error else AssertionError), AttemptRecorder(workspace, plan) as recorder:
-        recorder.resumed_from_step, recorder.peak_memory_bytes = 4, 1000
+    with suppress(type(error) if error else AssertionError), AttemptRecorder(workspace, plan, print) as recorder:
+        for step in (4, 5, 6):
+            recorder.report({"phase": "training", "step": step, "total_steps": 9})
+        recorder.peak_memory_bytes = 1000
         if error:
             raise error
 
@@ -102,6 +104,14 @@ def test_the_machines_limit_holds(execution: Execution, largest: int, failed: tu
     assert plan.per_device_train_batch_size == expected
 
 
+@pytest.mark.parametrize(("kills", "expected"), [((16,), 16), ((16, 16), 8), ((16, 16, 8), 8), ((16, 16, 8, 8), 4)])
+def test_a_second_kill_at_the_same_size_counts_as_want_of_memory(
+    execution: Execution, kills: tuple[int, ...], expected: int
+) -> None:
+    plan = plan_attempt(16, tuple(attempt(micro, "killed") for micro in kills), execution)
+    assert plan.per_device_train_batch_size == expected
+
+
 @pytest.mark.parametrize(("batch_size", "failed"), [(16, (16, 8, 4, 2, 1)), (1, (1,))])
 def test_one_row_that_does_not_fit_is_a_clear_error(
     execution: Execution, batch_size: int, failed: tuple[int, ...]
@@ -110,12 +120,20 @@ def test_one_row_that_does_not_fit_is_a_clear_error(
         plan_attempt(batch_size, out_of_memory(*failed), execution)
 
 
-@pytest.mark.parametrize("field", ["gradient_checkpointing", "checkpoint_every_steps", "report_to"])
-def test_settings_reach_the_plan(execution: Execution, field: str) -> None:
-    values = {"gradient_checkpointing": True, "checkpoint_every_steps": 3, "report_to": ("tensorboard",)}
-    settings = execution.settings.model_copy(update={field: values[field]})
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("gradient_checkpointing", True),
+        ("checkpoint_every_steps", 3),
+        ("checkpoint_every_minutes", 0.5),
+        ("checkpoints_kept", 4),
+        ("report_to", ("tensorboard",)),
+    ],
+)
+def test_settings_reach_the_plan(execution: Execution, field: str, value: object) -> None:
+    settings = execution.settings.model_copy(update={field: value})
     plan = plan_attempt(8, (), execution.model_copy(update={"settings": settings}))
-    assert getattr(plan, field) == values[field]
+    assert getattr(plan, field) == value
 
 
 @pytest.mark.parametrize(
@@ -123,18 +141,19 @@ def test_settings_reach_the_plan(execution: Execution, field: str) -> None:
     [
         (None, "completed", ""),
         (OutOfMemory("no memory\nat all"), "out_of_memory", "no memory"),
+        (Killed("by SIGKILL"), "killed", "by SIGKILL"),
         (StageError("diverged"), "failed", "diverged"),
         (ValueError(), "failed", "ValueError"),
         (KeyboardInterrupt(), "cancelled", "KeyboardInterrupt"),
     ],
-    ids=["completed", "out of memory", "stage error", "without message", "interrupted"],
+    ids=["completed", "out of memory", "killed", "stage error", "without message", "interrupted"],
 )
 def test_every_ending_is_noted(tmp_path: Path, error: BaseException | None, outcome: str, cause: str) -> None:
     note(tmp_path, PLAN, error)
     (noted,) = read_attempts(tmp_path)
     assert (noted.outcome, noted.cause) == (outcome, cause)
     assert (noted.per_device_train_batch_size, noted.gradient_accumulation_steps) == (4, 2)
-    assert (noted.resumed_from_step, noted.peak_memory_bytes) == (4, 1000)
+    assert (noted.resumed_from_step, noted.reached_step, noted.peak_memory_bytes) == (4, 6, 1000)
     assert noted.seconds >= 0
 
 
@@ -142,6 +161,21 @@ def test_attempts_add_up_in_order(tmp_path: Path) -> None:
     for micro in (8, 4, 2):
         note(tmp_path, PLAN.model_copy(update={"per_device_train_batch_size": micro}), OutOfMemory("full"))
     assert [noted.per_device_train_batch_size for noted in read_attempts(tmp_path)] == [8, 4, 2]
+
+
+def test_an_attempt_whose_process_died_is_on_record(tmp_path: Path) -> None:
+    AttemptRecorder(tmp_path, PLAN, print).__enter__()
+    assert [noted.outcome for noted in read_attempts(tmp_path)] == ["running"]
+    note(tmp_path, PLAN)
+    assert [noted.outcome for noted in read_attempts(tmp_path)] == ["died", "completed"]
+
+
+def test_a_damaged_line_of_the_ledger_is_left_out(tmp_path: Path) -> None:
+    note(tmp_path, PLAN)
+    note(tmp_path, PLAN)
+    lines = (tmp_path / "attempts.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "attempts.jsonl").write_bytes(b"\xff" + lines[0] + lines[1])
+    assert len(read_attempts(tmp_path)) == 1
 
 
 def test_without_a_ledger_there_were_no_attempts(tmp_path: Path) -> None:

@@ -208,7 +208,7 @@ def holder(store: ArtifactStore) -> "subprocess.Popen[bytes]":
     code = (
         "import sys, time; from pathlib import Path; from tasks.store import ArtifactStore\n"
         "store = ArtifactStore(Path(sys.argv[1]))\n"
-        f"with store.lock('checkpoint', '{NAME}', print), store.slot(1, print):\n"
+        f"with store.lock('checkpoint', '{NAME}', 'run A', print), store.slot(1, 'run A', print):\n"
         "    print('held', flush=True); time.sleep(600)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, store.home], cwd=ROOT, stdout=subprocess.PIPE)
@@ -228,16 +228,16 @@ def test_a_lock_waits_until_its_holder_is_dead(
         holder.send_signal(signal.SIGKILL)
 
     with holder:
-        taken = store.lock("checkpoint", NAME, waiting) if kind == "lock" else store.slot(1, waiting)
+        taken = store.lock("checkpoint", NAME, "B", waiting) if kind == "lock" else store.slot(1, "B", waiting)
         with taken:
             assert holder.wait() == -signal.SIGKILL
     (said,) = told
-    assert kind == "slot" or str(holder.pid) in said
+    assert "run A" in said
 
 
 def test_other_locks_and_free_slots_do_not_wait(store: ArtifactStore, holder: "subprocess.Popen[bytes]") -> None:
     told: list[str] = []
-    with holder, store.lock("checkpoint", name_of("dpo"), told.append), store.slot(2, told.append):
+    with holder, store.lock("checkpoint", name_of("dpo"), "B", told.append), store.slot(2, "B", told.append):
         holder.kill()
     assert told == []
 
@@ -246,7 +246,7 @@ def test_a_lock_excludes_another_thread(store: ArtifactStore) -> None:
     inside: list[int] = []
 
     def make() -> None:
-        with store.lock("checkpoint", NAME, lambda process: None):
+        with store.lock("checkpoint", NAME, "B", lambda process: None):
             inside.append(1)
             assert len(inside) == 1
             time.sleep(0.02)

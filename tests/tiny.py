@@ -143,14 +143,20 @@ class Run:
         return self.result  # type: ignore[no-any-return]
 
 
-def run_align(recipe: "Recipe", home: Path, **environment: str) -> Run:
+def run_align(
+    recipe: "Recipe",
+    home: Path,
+    settings: dict[str, str] | None = None,
+    force: tuple[str, ...] = (),
+    resume: str | None = None,
+) -> Run:
     """Run the whole flow in this process on the Prefect API that is up."""
     from flows.align import align
 
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"ALIGN_HOME": str(home), **environment}.items():
+        for name, value in {"ALIGN_HOME": str(home), **(settings or {})}.items():
             patch.setenv(name, value)
-        state = align(recipe, "tiny", return_state=True)
+        state = align(recipe, "tiny", force, resume, return_state=True)
     return Run(state.state_details.flow_run_id, state.type.value, state.result(raise_on_failure=False))
 
 

@@ -6,9 +6,11 @@ Shao et al. 2024 (arXiv 2402.03300, section 4.1). The reward is a weighted sum o
 the conversation with its own tokenizer and template and is never trained here, and of verifiable rewards.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import GRPOConfig, GRPOTrainer
 
@@ -39,6 +41,32 @@ def grpo_arguments(stage: GRPOInput, plan: TrainingPlan, folder: Path) -> dict[s
     }
 
 
+class _EpochSampler(Sampler[int]):
+    """TRL's order of prompts, drawn anew for each epoch from seed and epoch.
+
+    TRL draws all epochs from one generator, which a resumed training would start again at its first epoch.
+    """
+
+    def __init__(self, sampler: Any) -> None:
+        self._sampler = sampler
+
+    def set_epoch(self, epoch: int) -> None:
+        self._sampler.generator.manual_seed(self._sampler.seed + epoch)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._sampler)
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+
+class _Trainer(GRPOTrainer):
+    """TRL's trainer with an order of data that a resumed training continues."""
+
+    def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
+        return _EpochSampler(super()._get_train_sampler(dataset))
+
+
 def train_grpo_policy(stage: GRPOInput, plan: TrainingPlan, folder: Path, report: Report) -> TrainingResult:
     """Train, merge and write the model to the workspace `folder`.
 
@@ -49,7 +77,7 @@ def train_grpo_policy(stage: GRPOInput, plan: TrainingPlan, folder: Path, report
     set_seed(stage.seed)
     tokenizer = load_tokenizer(stage.policy.path)
     functions, tokenizers = _rewards(stage, plan)
-    trainer = GRPOTrainer(
+    trainer = _Trainer(
         model=load_policy(stage.policy.path, training_dtype(stage)),
         reward_funcs=functions,
         reward_processing_classes=tokenizers,
@@ -58,7 +86,7 @@ def train_grpo_policy(stage: GRPOInput, plan: TrainingPlan, folder: Path, report
         processing_class=tokenizer,
         peft_config=lora_config(stage.hyperparameters.lora, "CAUSAL_LM"),
     )
-    resumed = train(trainer, workspace, report)
+    resumed = train(trainer, plan, workspace, report)
     report({"phase": "merging"})
     metrics = write_model(trainer.model, tokenizer, stage, workspace, "CAUSAL_LM")
     return TrainingResult(metrics=metrics, resumed_from_step=resumed)

@@ -18,7 +18,11 @@ class TrainingPlan(Contract):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
     checkpoint_every_steps: int = 25
-    """Optimizer steps between two trainer checkpoints."""
+    """Most optimizer steps between two trainer checkpoints."""
+    checkpoint_every_minutes: float = 5.0
+    """Most minutes between two trainer checkpoints, give or take a step."""
+    checkpoints_kept: int = 2
+    """Trainer checkpoints kept; the newest replaces the oldest."""
     report_to: tuple[str, ...] = ()
     """Trackers, by Transformers' names."""
 

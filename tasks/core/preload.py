@@ -5,7 +5,10 @@ Nothing here may start a thread, run a kernel or touch an accelerator: a forked 
 
 import logging
 import os
+import signal
 
+# A signal to the whole process group is the flow's to answer: were the server to end, its children would die unsaved.
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
 # Asks for an optional package of kernels that nothing here needs.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -18,3 +21,6 @@ import torch
 import transformers.models.auto.modeling_auto
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, Trainer
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+
+import tasks.child_main
+from tasks.core import conversion, dpo, entry, evaluation, grpo, reward, sft

@@ -1,8 +1,10 @@
 """What the four trainers share: their common arguments, reporting, resuming, and the order of a training stage."""
 
 import json
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -11,21 +13,20 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from models.errors import StageError
+from models.errors import StageError, Stopped
 from models.stages import TrainingInput
+from tasks.checkpoints import TRAINER, discard_after, last_whole_checkpoint
 from tasks.core.plan import TrainingPlan
+from tasks.core.saving import Saver
 
 Report = Callable[[dict[str, Any]], None]
-
-_COMPLETE = "complete"
-"""Name of the file that marks a trainer checkpoint as wholly written."""
 
 
 class Workspace:
     """Folders of an unfinished stage."""
 
     def __init__(self, path: Path) -> None:
-        self.trainer = path / "trainer"
+        self.trainer = path / TRAINER
         self.model = path / "model"
         self.adapter = self.model / "adapter"
         self.history = self.model / "history.jsonl"
@@ -56,9 +57,8 @@ def trainer_arguments(stage: TrainingInput, plan: TrainingPlan, folder: Path) ->
         # On a CPU the model's own number format decides; mixed precision would only cast back and forth.
         "bf16": stage.precision == "bf16" and not on_cpu,
         "fp16": stage.precision == "fp16",
-        "save_strategy": "steps",
-        "save_steps": plan.checkpoint_every_steps,
-        "save_total_limit": 2,
+        "save_strategy": "no",  # see `tasks.core.saving`
+        "save_total_limit": plan.checkpoints_kept,
         "logging_steps": 0.005,
         "logging_first_step": True,
         "report_to": list(plan.report_to),
@@ -66,37 +66,53 @@ def trainer_arguments(stage: TrainingInput, plan: TrainingPlan, folder: Path) ->
     }
 
 
-def train(trainer: Trainer, workspace: Workspace, report: Report) -> int:
-    """Train to the end, from the last complete trainer checkpoint where there is one.
+def train(trainer: Trainer, plan: TrainingPlan, workspace: Workspace, report: Report) -> int:
+    """Train to the end, from the last whole trainer checkpoint where there is one.
 
     Returns:
         The step that training went on from; 0: from the start.
 
     Raises:
-        StageError: the loss is not finite, or a checkpoint was there and was not taken up.
+        Stopped: SIGTERM came; a checkpoint of the last step is kept.
+        StageError: weights are not finite, or a checkpoint was there and was not taken up.
     """
-    checkpoint = last_complete_checkpoint(workspace.trainer)
-    progress = _Reporter(report)
+    checkpoint, seconds_before = _take_stock(workspace.trainer)
+    progress, saver = _Reporter(report), Saver(plan, seconds_before)
     trainer.add_callback(progress)
+    trainer.add_callback(saver)
     if checkpoint and _is_last(checkpoint):
         _take_up(trainer, checkpoint)
-        progress.first_step = trainer.state.global_step
+        progress.on_train_begin(trainer.args, trainer.state, trainer.control)
     else:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with saver.heeding_sigterm(), _clearing_up(workspace.trainer):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if saver.told_to_stop:
+        raise Stopped(f"stopped on request after step {trainer.state.global_step} of {trainer.state.max_steps}")
     if checkpoint and not progress.first_step:
         raise StageError(f"{checkpoint.name} was there, but training started from step 0; delete {workspace.trainer}")
-    workspace.history.parent.mkdir(parents=True, exist_ok=True)
-    history = [entry for entry in trainer.state.log_history if "train_runtime" not in entry]
-    workspace.history.write_text("".join(json.dumps(entry) + "\n" for entry in history))
     if not all(torch.isfinite(parameter).all() for parameter in trainer.model.parameters() if parameter.requires_grad):
         raise StageError("training diverged: weights are not finite; lower the learning rate")
+    _write_history(trainer, workspace)
     return progress.first_step
 
 
-def last_complete_checkpoint(folder: Path) -> Path | None:
-    """The newest trainer checkpoint that was written to its end."""
-    complete = [path.parent for path in folder.glob(f"checkpoint-*/{_COMPLETE}")]
-    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+def _take_stock(folder: Path) -> tuple[Path | None, float]:
+    """The checkpoint to go on from, and the seconds that went into it; what lies behind it is removed."""
+    found = last_whole_checkpoint(folder)
+    checkpoint = found[0] if found else None
+    for name in discard_after(folder, checkpoint):
+        print(f"{name} is not whole; going on from {checkpoint.name if checkpoint else 'the start'}")  # noqa: T201
+    return checkpoint, found[1].seconds if found else 0.0
+
+
+@contextmanager
+def _clearing_up(folder: Path) -> Iterator[None]:
+    """Where training fails, leave no half of a checkpoint: on a full disk its place is needed."""
+    try:
+        yield
+    except Exception:
+        _take_stock(folder)
+        raise
 
 
 def _is_last(checkpoint: Path) -> bool:
@@ -110,8 +126,16 @@ def _take_up(trainer: Trainer, checkpoint: Path) -> None:
     trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
 
 
+def _write_history(trainer: Trainer, workspace: Workspace) -> None:
+    """Start the model's folder anew, with the trainer's log in it."""
+    shutil.rmtree(workspace.model, ignore_errors=True)
+    workspace.model.mkdir(parents=True)
+    history = [entry for entry in trainer.state.log_history if "train_runtime" not in entry]
+    workspace.history.write_text("".join(json.dumps(entry) + "\n" for entry in history))
+
+
 class _Reporter(TrainerCallback):
-    """Sends figures and time left to the parent, and marks trainer checkpoints once they are whole."""
+    """Sends figures and time left to the parent."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
@@ -140,6 +164,3 @@ class _Reporter(TrainerCallback):
                 "seconds_left": left,
             }
         )
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        (Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / _COMPLETE).touch()

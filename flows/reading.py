@@ -1,0 +1,134 @@
+"""The commands that read the artifact root: `align runs`, `lineage`, `verify` and `chat`.
+
+Heavy imports stay inside the functions.
+"""
+# ruff: noqa: T201 - a command prints
+
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.errors import DamagedArtifact, InputError
+
+if TYPE_CHECKING:
+    from tasks.store import ArtifactStore
+
+
+def runs(arguments: Namespace) -> int:
+    """List the runs, newest first."""
+    from rich.console import Console
+
+    from flows.terminal import print_runs
+    from tasks.run_record import all_runs, standing
+
+    records, problems = all_runs(_store().home)
+    for problem in problems:
+        print(f"align: {problem}", file=sys.stderr)
+    if arguments.json:
+        print_json([record.model_dump(mode="json") | {"state": standing(record)} for record in records])
+    else:
+        print_runs(records, Console())
+    return 0
+
+
+def lineage(arguments: Namespace) -> int:
+    """Show what a checkpoint is made of."""
+    from rich.console import Console
+
+    from tasks.lineage import trace
+
+    store = _store()
+    path, _ = store.resolve(arguments.checkpoint)
+    node = trace(store, path)
+    if arguments.json:
+        print(node.model_dump_json(indent=2))
+    else:
+        from flows.terminal import print_lineage
+
+        print_lineage(node, Console())
+    return 0
+
+
+def verify(arguments: Namespace) -> int:
+    """Read artifacts again and name every damaged file; 1 where there is one."""
+    from tasks.lineage import all_folders, with_ancestors
+    from tasks.store import damage
+
+    store = _store()
+    wanted = arguments.checkpoint
+    folders = with_ancestors(store, *store.resolve(wanted)) if wanted else all_folders(store)
+    found = {str(folder): damage(folder) for folder in folders}
+    if arguments.json:
+        print_json({"verified": len(found), "damaged": {folder: lines for folder, lines in found.items() if lines}})
+    else:
+        for lines in found.values():
+            print("".join(f"{line}\n" for line in lines), end="")
+        print(f"{len(found)} artifacts verified, {sum(map(bool, found.values()))} damaged")
+    return int(any(found.values()))
+
+
+def chat(arguments: Namespace) -> int:
+    """Talk to a checkpoint."""
+    from tasks.store import damage
+
+    store = _store()
+    path, manifest = store.resolve(arguments.checkpoint)
+    if damaged := damage(path):
+        raise DamagedArtifact(f"{damaged[0]}; run its recipe again to make it anew")
+    if manifest.identity.get("stage") == "reward":
+        raise InputError(f"{path.name} is a reward model, which scores texts and writes none; choose another stage")
+    reply = _speaker(path, manifest.origin.get("system_prompt"), arguments)
+    if arguments.prompt is not None:
+        print(reply(arguments.prompt))
+    else:
+        _converse(reply)
+    return 0
+
+
+def _speaker(path: Path, system_prompt: str | None, arguments: Namespace) -> Callable[[str], str]:
+    """Load a model; the function returned goes on with one conversation."""
+    from settings.machine import inspect_machine
+    from settings.settings import load_settings
+    from tasks.core.generation import chat_generate, load_chat
+
+    chat = load_chat(path, device=inspect_machine(load_settings()).device)
+    messages = [{"role": "system", "content": system_prompt}] if system_prompt else []
+
+    def reply(text: str) -> str:
+        messages.append({"role": "user", "content": text})
+        answer = chat_generate(
+            chat, messages, max_new_tokens=arguments.max_new_tokens, temperature=arguments.temperature
+        )
+        messages.append({"role": "assistant", "content": answer})
+        return answer
+
+    return reply
+
+
+def _converse(reply: Callable[[str], str]) -> None:
+    """Answer line after line until the input ends."""
+    print("Type a message; an empty line or Ctrl-D ends the conversation.", file=sys.stderr)
+    while True:
+        try:
+            text = input("> ").strip()
+        except EOFError:
+            return
+        if not text:
+            return
+        print(reply(text))
+
+
+def _store() -> "ArtifactStore":
+    from settings.settings import load_settings
+    from tasks.store import ArtifactStore
+
+    return ArtifactStore(load_settings().home)
+
+
+def print_json(value: Sequence[Any] | dict[str, Any]) -> None:
+    """Print data as JSON that people can read, too."""
+    import json
+
+    print(json.dumps(value, indent=2, ensure_ascii=False))

@@ -1,0 +1,104 @@
+"""The child's side of `tasks.child`: a forked process that runs one function and dies with its parent."""
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
+from typing import Any
+
+from models.contract import Contract
+from models.errors import AlignError, InputError, Stopped
+from tasks.files import explaining_a_full_disk
+
+_PR_SET_PDEATHSIG = 1
+
+
+class Failure(Contract):
+    """Why a child's function failed, as it crosses the process border."""
+
+    kind: str
+    """`input`, `out_of_memory`, `stopped`, `stage` (a message for the user) or `bug` (ours: the traceback is kept)."""
+    message: str
+    """The error's message."""
+    trace: str
+    """The traceback, for the log."""
+
+
+def serve(
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    threads: int,
+    place: int,
+    events: Connection,
+    output: Connection,
+) -> None:
+    """Run the function and send back what comes of it: reports, what it prints, and its value or failure."""
+    _die_with_parent()
+    os.setpgid(0, 0)  # a group of its own, so that all that it starts can be ended with it
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    for descriptor in (1, 2):
+        os.dup2(output.fileno(), descriptor)
+    output.close()
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    _see_one_accelerator(place)
+    _limit_threads(threads)
+    try:
+        with explaining_a_full_disk():
+            result = function(*arguments, lambda report: events.send(("report", report, 0)))
+        events.send(("returned", result, _peak_memory_bytes()))
+    except Exception as error:  # whatever it is, it has to cross the process border
+        events.send(("failed", _describe(error), _peak_memory_bytes()))
+
+
+def _die_with_parent() -> None:
+    # Every child gets a copy of the server's lifeline, and would keep the server alive without the flow's process.
+    os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _see_one_accelerator(place: int) -> None:
+    """Hide all CUDA devices but one: Transformers would spread a batch over all that it sees, and enlarge it."""
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    devices = [device for device in visible.split(",") if device]
+    if devices:
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices[place % len(devices)]
+
+
+def _limit_threads(threads: int) -> None:
+    import torch
+
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    torch.set_num_threads(threads)
+
+
+def _peak_memory_bytes() -> int:
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _describe(error: Exception) -> Failure:
+    from tasks.core.memory import is_out_of_memory
+
+    trace = "".join(traceback.format_exception(error))
+    if isinstance(error, InputError):
+        return Failure(kind="input", message=str(error), trace=trace)
+    if is_out_of_memory(error):
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        return Failure(kind="out_of_memory", message=first_line, trace=trace)
+    if isinstance(error, AlignError):
+        kind = "stopped" if isinstance(error, Stopped) else "stage"
+        return Failure(kind=kind, message=str(error), trace=trace)
+    return Failure(kind="bug", message=f"{type(error).__name__}: {error}", trace=trace)

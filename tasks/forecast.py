@@ -1,0 +1,109 @@
+"""What a run would take, go on with and train: the names of its checkpoints are known before anything is trained.
+
+The hand-over is that of `flows.align`, with promised checkpoints in place of made ones.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+from models.artifacts import Checkpoint, Dataset, Stage
+from models.contract import Contract
+from models.fingerprint import ID_LENGTH
+from models.recipe import Recipe
+from models.stages import BaseModelInput, DPOInput, GRPOInput, RewardInput, SFTInput, TrainingInput
+from tasks.base_model_check import locate
+from tasks.checkpoints import TRAINER, last_whole_checkpoint
+from tasks.dataset_check import DatasetCheck
+from tasks.execution import Execution
+from tasks.store import ArtifactStore, damage, read_manifest
+
+
+class StageForecast(Contract):
+    """What a run would do with a stage."""
+
+    stage: Stage
+    """The stage."""
+    name: str
+    """Name of its checkpoint."""
+    state: Literal["cached", "resumes", "new"]
+    """Whether the checkpoint is taken as it is, an interrupted training goes on, or training starts."""
+    step: int = 0
+    """Optimizer steps done."""
+    total_steps: int = 0
+    """Optimizer steps in all, where training has begun."""
+    saved_seconds: float = 0.0
+    """Time that went into what is there."""
+
+
+def forecast(recipe: Recipe, datasets: Iterable[DatasetCheck], execution: Execution) -> list[StageForecast]:
+    """Look up every training stage of a recipe in the artifact root; nothing is changed.
+
+    Args:
+        recipe: What would be trained.
+        datasets: Its datasets, as preflight has found them.
+        execution: The machine's part, with the run and the stages to force where there are any.
+    """
+    return [_look_up(stage, execution) for stage in _inputs(recipe, datasets, execution)]
+
+
+def _inputs(recipe: Recipe, datasets: Iterable[DatasetCheck], execution: Execution) -> Iterator[TrainingInput]:
+    store = ArtifactStore(execution.settings.home)
+    common = execution.shared_inputs(recipe)
+    rows = {
+        check.place: Dataset(
+            path=store.folder("dataset", check.fingerprint[:ID_LENGTH]),
+            fingerprint=check.fingerprint,
+            rows=check.rows,
+            source=check.path,
+        )
+        for check in datasets
+    }
+
+    def promised(stage: TrainingInput) -> Checkpoint:
+        path = store.folder("checkpoint", stage.name)
+        return Checkpoint(path=path, fingerprint=stage.fingerprint, stage=stage.stage, precision=stage.precision)
+
+    base = BaseModelInput(
+        source=recipe.base_model, origin=locate(recipe.base_model)[1], precision=execution.precision
+    ).fingerprint
+    policy = Checkpoint(
+        path=store.folder("base", base[:ID_LENGTH]), fingerprint=base, stage="base", precision=execution.precision
+    )
+    sft = SFTInput(policy=policy, dataset=rows["sft.dataset"], hyperparameters=recipe.sft, **common)
+    yield sft
+    policy, reward_model = promised(sft), None
+    if recipe.reward:
+        pairs = rows["reward.dataset"]
+        reward = RewardInput(policy=policy, dataset=pairs, hyperparameters=recipe.reward, **common)
+        reward_model = promised(reward)
+        yield reward
+    if recipe.dpo:
+        dpo = DPOInput(policy=policy, dataset=rows["dpo.dataset"], hyperparameters=recipe.dpo, **common)
+        policy = promised(dpo)
+        yield dpo
+    if recipe.grpo:
+        prompts = rows["grpo.dataset"]
+        asked = {"policy": policy, "reward_model": reward_model, "hyperparameters": recipe.grpo}
+        yield GRPOInput(dataset=prompts, **asked, **common)
+
+
+def _look_up(stage: TrainingInput, execution: Execution) -> StageForecast:
+    store = ArtifactStore(execution.settings.home)
+    path = store.folder("checkpoint", stage.name)
+    if path.exists() and not damage(path):
+        manifest = read_manifest(path)
+        if stage.stage not in execution.force or manifest.run == execution.run:
+            seconds = manifest.metrics.get("seconds", 0.0)
+            return StageForecast(stage=stage.stage, name=stage.name, state="cached", saved_seconds=seconds)
+    begun = last_whole_checkpoint(store.partial("checkpoint", stage.name) / TRAINER)
+    if not begun:
+        return StageForecast(stage=stage.stage, name=stage.name, state="new")
+    _, seal = begun
+    return StageForecast(
+        stage=stage.stage,
+        name=stage.name,
+        state="resumes",
+        step=seal.step,
+        total_steps=seal.total_steps,
+        saved_seconds=seal.seconds,
+    )

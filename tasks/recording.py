@@ -1,0 +1,88 @@
+"""How a flow run keeps its record: opened before the first stage, closed by whatever ends it, continued on a retry."""
+
+import secrets
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from prefect import Flow
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.context import FlowRunContext
+
+from models.artifacts import Stage
+from models.errors import InputError
+from models.recipe import Recipe
+from models.run import RunRecord, RunState
+from settings.settings import load_settings
+from tasks.run_record import read_run, save_run, this_process
+from tasks.stopping import stop_stages_on_signals
+from tasks.store import utc_now
+
+
+def open_run(
+    recipe: Recipe, recipe_name: str, home: Path, force: tuple[Stage, ...] = (), resume: str | None = None
+) -> RunRecord:
+    """Start the record of the current flow run; a resumed or retried run goes on with the record that it has.
+
+    Raises:
+        InputError: there is no run of the name in `resume`, or it is one of another recipe.
+    """
+    flow_run = _current_flow_run()
+    known = _run_to_resume(resume, recipe, home) if resume else _run_of_flow_run(flow_run, home)
+    if known:
+        ending = {"state": "running", "error": "", "finished": None, "process": this_process()}
+        record = known.model_copy(update=ending)
+    else:
+        record = RunRecord(
+            id=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{flow_run[:8]}",
+            state="running",
+            recipe=recipe,
+            recipe_name=recipe_name,
+            force=force,
+            process=this_process(),
+            started=utc_now(),
+        )
+    save_run(record, home)
+    stop_stages_on_signals(lambda reason: _close(record.id, home, "cancelled", reason), flow_run)
+    return record
+
+
+def close_failed(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Prefect hook: note in the record how a run ended that did not complete."""
+    home = load_settings().home
+    endings: dict[str, RunState] = {"FAILED": "failed", "CRASHED": "crashed", "CANCELLED": "cancelled"}
+    resumed = flow_run.parameters.get("resume")
+    name = resumed or next((record.id for record in [_run_of_flow_run(str(flow_run.id), home)] if record), None)
+    if name:
+        _close(name, home, endings.get(state.type.value, "failed"), state.message or "")
+
+
+def _close(name: str, home: Path, state: RunState, reason: str) -> bool:
+    """Note how a run ended, unless that has been noted: what ended it first is why it ended."""
+    record = read_run(home / "runs" / name)
+    was_running = record.state == "running"
+    if was_running:
+        save_run(record.model_copy(update={"state": state, "error": reason, "finished": utc_now()}), home)
+    return was_running
+
+
+def _run_to_resume(name: str, recipe: Recipe, home: Path) -> RunRecord:
+    record = read_run(home / "runs" / name)
+    if record.recipe != recipe:
+        raise InputError(f"resume: run {name} has another recipe; leave `resume` empty to start a new run")
+    return record
+
+
+def _run_of_flow_run(flow_run: str, home: Path) -> RunRecord | None:
+    """The record that an earlier try of the same flow run has opened, where it can still be read."""
+    for path in (home / "runs").glob(f"*-{flow_run[:8]}"):
+        try:
+            return read_run(path)
+        except InputError:
+            continue
+    return None
+
+
+def _current_flow_run() -> str:
+    context = FlowRunContext.get()
+    return str(context.flow_run.id) if context and context.flow_run else secrets.token_hex(4)

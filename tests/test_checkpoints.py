@@ -1,0 +1,47 @@
+"""Trainer checkpoints: taken up only where every byte agrees with their seal."""
+
+from pathlib import Path
+
+import pytest
+
+from tasks.checkpoints import SEAL, discard_after, last_whole_checkpoint, read_seal, seal
+
+
+def trainer_checkpoint(folder: Path, step: int) -> Path:
+    checkpoint = folder / f"checkpoint-{step}"
+    checkpoint.mkdir()
+    for name in ("adapter_model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json"):
+        (checkpoint / name).write_text(f"{name} of step {step}")
+    return checkpoint
+
+
+def sealed(folder: Path, step: int) -> Path:
+    checkpoint = trainer_checkpoint(folder, step)
+    seal(checkpoint, step, 20, seconds=1.5)
+    return checkpoint
+
+
+@pytest.mark.parametrize("harm", ["truncated", "flipped", "missing", "added", "seal flipped", "no seal"])
+def test_a_trainer_checkpoint_that_is_not_whole_is_passed_over(tmp_path: Path, harm: str) -> None:
+    assert last_whole_checkpoint(tmp_path) is None
+    sealed(tmp_path, 8)
+    newest = sealed(tmp_path, 10)
+    assert last_whole_checkpoint(tmp_path) == (newest, read_seal(newest))
+    optimizer, seal_file = newest / "optimizer.pt", newest / SEAL
+    if harm == "truncated":
+        optimizer.write_bytes(optimizer.read_bytes()[:-1])
+    elif harm == "flipped":
+        optimizer.write_bytes(b"O" + optimizer.read_bytes()[1:])
+    elif harm == "missing":
+        optimizer.unlink()
+    elif harm == "added":
+        (newest / "more").touch()
+    elif harm == "seal flipped":
+        seal_file.write_bytes(b"[" + seal_file.read_bytes()[1:])
+    else:
+        seal_file.unlink()
+    found = last_whole_checkpoint(tmp_path)
+    assert found
+    assert (found[0].name, found[1].step, found[1].seconds) == ("checkpoint-8", 8, 1.5)
+    assert discard_after(tmp_path, found[0]) == ["checkpoint-10"]
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-8"]

@@ -1,0 +1,305 @@
+"""Faults that really happen, on the whole pipeline with a tiny model: what dies goes on, to the very same weights.
+
+A short selection runs in `make test`, all in `make test-faults`, which ends with a table of what each fault cost.
+"""
+
+import random
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.recipe import Recipe
+from tasks.run_record import unfinished_run
+from tasks.store import read_manifest
+from tests.faults import (
+    EVERY_STEPS,
+    STAGES,
+    STEPS,
+    Aftermath,
+    Scene,
+    Server,
+    Strike,
+    checkpoints,
+    manifests,
+    wait_until,
+)
+
+pytestmark = pytest.mark.slow
+
+Record = Callable[[str, object], None]
+
+
+def seeded_strikes() -> Iterator[Strike]:
+    """Moments over the four stages, their merge, publishing and evaluation; a SIGKILL to child, flow or both."""
+    rng = random.Random(20)
+    victims = ("child", "flow", "both")
+    for stage in STAGES:
+        moments = [("training", rng.randint(1, STEPS[stage])) for _ in range(6)]
+        moments += [("merging", 0), ("merging", 0), ("publishing", 0), ("scoring", 0), ("starting", 0)]
+        for number, (phase, step) in enumerate(moments):
+            victim = victims[number % 3] if phase != "publishing" else "flow"
+            name = f"evaluation-of-{stage}" if phase == "scoring" else stage
+            yield Strike(name, phase, step, victim, delay=round(rng.uniform(0, 0.15), 3))
+    yield Strike("base", "reading the weights", victim="child")
+    yield Strike("base", "writing", victim="flow")
+
+
+STRIKES = [*seeded_strikes()]
+SHORT = {1, 6, 13, 17, 26, 35}  # flow in training, child in merging, …: each kind of victim and of moment once
+
+
+def all_or_short(strikes: list[Strike], short: set[int]) -> list[Any]:
+    return [
+        pytest.param(
+            strike, id=f"{number:02} {strike} {strike.victim}", marks=[] if number in short else pytest.mark.faults
+        )
+        for number, strike in enumerate(strikes)
+    ]
+
+
+def stage_of(strike: Strike) -> str:
+    return strike.stage.rpartition("-")[2]
+
+
+def lost_steps(home: Path, strike: Strike, end: Aftermath) -> int:
+    """Optimizer steps that had to be trained again."""
+    if stage_of(strike) == "base":
+        return 0
+    attempts = read_manifest(checkpoints(home)[stage_of(strike)]).attempts
+    return max(0, end.seen_step - attempts[-1].resumed_from_step) if len(attempts) > 1 else 0
+
+
+def test_there_are_at_least_forty_moments() -> None:
+    assert len(set(STRIKES)) == len(STRIKES) >= 40
+
+
+@pytest.mark.parametrize("strike", all_or_short(STRIKES, SHORT))
+def test_a_kill_costs_no_more_than_the_steps_since_the_last_checkpoint(
+    scene: Scene, strike: Strike, record_property: Record
+) -> None:
+    scene.without(stage_of(strike))
+    end = scene.strike(strike)
+    heals = strike.victim == "child" and strike.stage in STAGES  # Prefect tries a stage again by itself
+    assert (end.returncode == 0) == heals, end.said
+    scene.run_again()
+    scene.assert_whole()
+    lost = lost_steps(scene.home, strike, end)
+    assert lost <= EVERY_STEPS
+    record_property("fault", (f"SIGKILL of {strike.victim}", str(strike), "same weights", lost))
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT", "SIGHUP"])
+@pytest.mark.parametrize("stage", ["sft", *(pytest.param(stage, marks=pytest.mark.faults) for stage in STAGES[1:])])
+def test_a_signal_saves_a_checkpoint_first(scene: Scene, stage: str, number: str, record_property: Record) -> None:
+    scene.without(stage)
+    end = scene.strike(Strike(stage, "training", 3, "flow", number))
+    assert end.returncode == 128 + signal.Signals[number]
+    assert "`align resume` goes on from here" in end.said
+    run = unfinished_run(scene.home, None)
+    assert (run.state, run.error) == ("cancelled", f"stopped by {number}")
+    resumed = scene.ending(scene.command("resume"))
+    assert resumed.returncode == 0, resumed.said
+    assert f"goes on after step {end.seen_step} of {STEPS[stage]}" in resumed.said
+    scene.assert_whole()
+    lost = lost_steps(scene.home, Strike(stage, "training"), end)
+    assert lost == 0
+    record_property("fault", (f"{number} to flow", f"{stage}, step 3", "same weights", lost))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 48 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", disk], check=False, capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"no right to mount a small disk: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize(
+    ("stage", "phase", "step"),
+    [
+        ("sft", "training", 3),
+        ("grpo", "publishing", 0),
+        *(pytest.param(stage, "training", 5, marks=pytest.mark.faults) for stage in STAGES[1:]),
+        *(
+            pytest.param(stage, phase, 0, marks=pytest.mark.faults)
+            for stage in STAGES
+            for phase in ("starting", "merging")
+        ),
+        pytest.param("evaluation-of-dpo", "scoring", 0, marks=pytest.mark.faults),
+    ],
+)
+def test_a_full_disk_loses_nothing(
+    undisturbed: Path,
+    lasting_recipe: Recipe,
+    small_disk: Path,
+    stage: str,
+    phase: str,
+    step: int,
+    record_property: Record,
+) -> None:
+    scene = Scene(undisturbed, lasting_recipe, small_disk / "home").without(stage.rpartition("-")[2])
+    filler = small_disk / "filler"
+    strike = Strike(stage, phase, step, "disk")
+    note = small_disk.parent / "step"
+    end = scene.strike(strike, filler=str(filler), note=str(note))
+    assert end.returncode == 1, end.said
+    assert "the disk is full" in end.said
+    assert "Traceback" not in end.said
+    filler.unlink()
+    scene.run_again()
+    scene.assert_whole()
+    lost = lost_steps(scene.home, strike, end)
+    record_property("fault", ("disk full", str(strike), "same weights", lost))
+
+
+def test_two_runs_train_a_stage_once(scene: Scene, record_property: Record) -> None:
+    scene.without("dpo")
+    racing = [scene.command("run", str(scene.recipe_file)) for _ in range(2)]
+    said = [scene.ending(process).said for process in racing]
+    assert [process.returncode for process in racing] == [0, 0], said
+    assert any("waiting for run 2" in text and "which makes it" in text for text in said)
+    assert len(read_manifest(checkpoints(scene.home)["dpo"]).attempts) == 1
+    scene.assert_whole()
+    record_property("fault", ("two runs racing", "dpo", "trained once", 0))
+
+
+def test_a_run_that_waits_takes_over_from_one_that_dies(scene: Scene, record_property: Record) -> None:
+    scene.without("dpo")
+    strike = Strike("dpo", "training", 5, "both", delay=1.0)
+    first = scene.command("run", str(scene.recipe_file), strike=strike)
+    wait_until(lambda: list(scene.home.glob("checkpoints/.partial/dpo-*")), 120)
+    second = scene.command("run", str(scene.recipe_file), note=str(scene.home.parent / "step-of-second"))
+    assert scene.ending(first).returncode == -signal.SIGKILL
+    assert scene.ending(second).returncode == 0
+    scene.assert_whole()
+    record_property("fault", ("holder of a lock dies", "dpo, step 5", "taken over", 0))
+
+
+@pytest.fixture(scope="module")
+def interrupted(undisturbed: Path, lasting_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The artifact root of a run that was killed late in DPO."""
+    scene = Scene(undisturbed, lasting_recipe, tmp_path_factory.mktemp("interrupted") / "home").without("dpo")
+    assert scene.strike(Strike("dpo", "training", 7, "both")).returncode != 0
+    return scene.home
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    path.write_bytes(content)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+NEWEST = "checkpoints/.partial/dpo-*/trainer/checkpoint-6"
+UNFINISHED = [
+    *(f"{NEWEST}/{name}" for name in ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")),
+    *(f"{NEWEST}/{name}" for name in ("trainer_state.json", "training_args.bin", "seal.json")),
+    "checkpoints/.partial/dpo-*/attempts.jsonl",
+    "runs/*/run.json",
+]
+
+
+@pytest.mark.parametrize("harm", [flip, truncate])
+@pytest.mark.parametrize(
+    "pattern", [pytest.param(path, marks=[] if "optimizer" in path else pytest.mark.faults) for path in UNFINISHED]
+)
+def test_a_damaged_file_of_an_unfinished_stage(
+    undisturbed: Path,
+    lasting_recipe: Recipe,
+    interrupted: Path,
+    tmp_path: Path,
+    pattern: str,
+    harm: Callable[[Path], None],
+    record_property: Record,
+) -> None:
+    scene = Scene(undisturbed, lasting_recipe, tmp_path / "home").without("dpo")
+    shutil.copytree(interrupted, scene.home, dirs_exist_ok=True)
+    (path,) = scene.home.glob(pattern)
+    harm(path)
+    scene.run_again()
+    scene.assert_whole()
+    resumed = read_manifest(checkpoints(scene.home)["dpo"]).attempts[-1].resumed_from_step
+    assert resumed == (4 if "trainer" in pattern else 6)
+    record_property("fault", (f"{harm.__name__} a file", f"dpo, {path.name}", "same weights", 6 - resumed))
+
+
+FINISHED = [
+    *(
+        f"checkpoints/reward-*/{name}"
+        for name in ("model.safetensors", "config.json", "tokenizer.json", "history.jsonl")
+    ),
+    *(f"checkpoints/reward-*/{name}" for name in ("manifest.json", "adapter/adapter_model.safetensors")),
+    "base/*/model.safetensors",
+    "datasets/*/rows.jsonl",
+    "evaluations/*/result.json",
+]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("harm", [flip, truncate])
+@pytest.mark.parametrize("pattern", FINISHED)
+def test_a_damaged_file_of_a_finished_folder(
+    scene: Scene, pattern: str, harm: Callable[[Path], None], record_property: Record
+) -> None:
+    path = next(scene.home.glob(pattern))
+    kind, name, *_ = path.relative_to(scene.home).parts
+    scene.before = {other: manifest for other, manifest in manifests(scene.home).items() if other != name}
+    harm(path)
+    scene.run_again()
+    (aside,) = scene.home.glob("*/.damaged/*")
+    assert aside.name.startswith(name)
+    shutil.rmtree(aside)
+    scene.assert_whole()
+    record_property("fault", (f"{harm.__name__} a file", f"{kind}, {path.name}", "same weights", 0))
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    server = Server(tmp_path / "prefect")
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.mark.faults
+def test_a_stage_survives_the_api(scene: Scene, server: Server, record_property: Record) -> None:
+    scene.without("dpo")
+    process = scene.command("run", str(scene.recipe_file), api=server.api)
+    scene.training_process("dpo")
+    server.kill()
+    scene.ending(process)
+    assert len(read_manifest(checkpoints(scene.home)["dpo"]).attempts) == 1
+    server.start()
+    resumed = scene.ending(scene.command("resume", api=server.api))
+    assert resumed.returncode == 0, resumed.said
+    scene.assert_whole()
+    record_property("fault", ("API goes away", "dpo, step 2", "stage kept", 0))
+
+
+@pytest.mark.faults
+def test_a_restart_of_the_server_goes_unnoticed(scene: Scene, server: Server, record_property: Record) -> None:
+    scene.without("dpo")
+    process = scene.command("run", str(scene.recipe_file), api=server.api)
+    training = scene.training_process("dpo")
+    training.suspend()
+    server.kill()
+    server.start()
+    training.resume()
+    end = scene.ending(process)
+    assert end.returncode == 0, end.said
+    scene.assert_whole()
+    record_property("fault", ("server restarts", "dpo, step 2", "run completes", 0))

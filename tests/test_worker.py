@@ -1,0 +1,170 @@
+"""Runs that a worker carries out: retried, cancelled and orphaned as people do it in the Prefect UI."""
+
+import subprocess
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from uuid import UUID
+
+import psutil
+import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas import State, StateType
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Cancelling
+
+from models.run import RunRecord
+from tasks.store import read_manifest
+from tests.faults import BIN, ROOT, SECONDS_TO_END, SETTINGS, Scene, Server, checkpoints, wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.faults]
+Record = Callable[[str, object], None]
+
+
+class Workplace:
+    """A server, a pool, the deployment and a worker."""
+
+    def __init__(self, server: Server, client: SyncPrefectClient) -> None:
+        self.server, self.client = server, client
+
+    def prefect(self, *arguments: str) -> None:
+        """Call the `prefect` command."""
+        subprocess.run(
+            [BIN / "prefect", "--no-prompt", *arguments],
+            cwd=ROOT,
+            env=self.server.environment,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+
+    def start_worker(self) -> None:
+        """Start a worker, as people do in a terminal of its own."""
+        self.worker = subprocess.Popen(
+            [BIN / "prefect", "worker", "start", "--pool", "local"],
+            cwd=ROOT,
+            env=self.server.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def submit(self, scene: Scene) -> UUID:
+        """Run the deployment as the UI's form does."""
+        deployment = self.client.read_deployment_by_name("align/on-demand")
+        environment = SETTINGS | {"ALIGN_HOME": str(scene.home)}
+        run = self.client.create_flow_run_from_deployment(
+            deployment.id,
+            parameters={"recipe": scene.recipe.model_dump(mode="json"), "recipe_name": "tiny"},
+            job_variables={"env": environment},
+        )
+        return run.id
+
+    def retry(self, run: UUID) -> None:
+        """What the Retry button does."""
+        state = State(type=StateType.SCHEDULED, name="AwaitingRetry", message="Retry from the UI")
+        self.client.set_flow_run_state(run, state, force=True)
+
+    def wait_for(self, run: UUID, *states: str) -> None:
+        """Wait until the run is in one of the states."""
+        wait_until(lambda: self.client.read_flow_run(run).state_name in states, 180)
+
+    def task_states(self, run: UUID) -> dict[str, str | None]:
+        """State of each training task run of the last try, by stage."""
+        found = self.client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run])), limit=200)
+        newest = sorted(found, key=lambda each: each.expected_start_time or each.created)  # type: ignore[arg-type,return-value]
+        return {each.name.partition("-")[0]: each.state_name for each in newest}
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
+    server = Server(tmp_path_factory.mktemp("prefect"))
+    server.start()
+    with temporary_settings({PREFECT_API_URL: server.api}), get_client(sync_client=True) as client:
+        place = Workplace(server, client)
+        place.prefect("work-pool", "create", "local", "--type", "process")
+        place.prefect("deploy", "--all")
+        place.start_worker()
+        yield place
+        place.worker.kill()
+        place.worker.wait()
+    server.kill()
+
+
+def record(scene: Scene) -> RunRecord:
+    (path,) = scene.home.glob("runs/*/run.json")
+    return RunRecord.model_validate_json(path.read_bytes())
+
+
+def tree_of(scene: Scene) -> list[psutil.Process]:
+    """The flow's process and all that it has started."""
+    flow = psutil.Process(record(scene).process.pid)  # type: ignore[union-attr]
+    return [flow, *flow.children(recursive=True)]
+
+
+def assert_gone(processes: list[psutil.Process]) -> None:
+    gone, alive = psutil.wait_procs(processes, timeout=SECONDS_TO_END)
+    assert not [each for each in alive if each.status() != psutil.STATUS_ZOMBIE], gone
+
+
+def assert_retried(workplace: Workplace, run: UUID, scene: Scene, *, resumed: int) -> None:
+    """Retry it; the finished stages are shown as Cached, the interrupted one goes on."""
+    workplace.retry(run)
+    workplace.wait_for(run, "Completed")
+    wait_until(lambda: workplace.task_states(run).get("dpo") == "Completed", 30)
+    states = workplace.task_states(run)
+    assert {stage: states[stage] for stage in ("sft", "reward", "grpo")} == dict.fromkeys(
+        ("sft", "reward", "grpo"), "Cached"
+    )
+    assert record(scene).state == "completed"
+    attempts = read_manifest(checkpoints(scene.home)["dpo"]).attempts
+    assert attempts[-1].resumed_from_step >= resumed
+    scene.assert_whole()
+
+
+def test_a_crashed_run_is_retried_from_the_ui(workplace: Workplace, scene: Scene, record_property: Record) -> None:
+    scene.without("dpo")
+    run = workplace.submit(scene)
+    scene.training_process("dpo")
+    tree = tree_of(scene)
+    tree[0].kill()
+    assert_gone(tree)
+    workplace.wait_for(run, "Crashed")
+    wait_until(lambda: _settled(workplace, run), 60)
+    assert_retried(workplace, run, scene, resumed=2)
+    record_property("fault", ("flow killed, Retry in UI", "dpo, step 2", "same weights", 2))
+
+
+def test_a_cancelled_run_saves_first_and_can_be_retried(
+    workplace: Workplace, scene: Scene, record_property: Record
+) -> None:
+    scene.without("dpo")
+    run = workplace.submit(scene)
+    scene.training_process("dpo")
+    tree = tree_of(scene)
+    workplace.client.set_flow_run_state(run, Cancelling())
+    assert_gone(tree)
+    workplace.wait_for(run, "Cancelled")
+    assert record(scene).state == "cancelled"
+    assert_retried(workplace, run, scene, resumed=2)
+    record_property("fault", ("Cancel in UI", "dpo, step 2", "same weights", 0))
+
+
+def test_a_killed_worker_takes_its_run_along(workplace: Workplace, scene: Scene, record_property: Record) -> None:
+    scene.without("dpo")
+    run = workplace.submit(scene)
+    scene.training_process("dpo")
+    tree = tree_of(scene)
+    workplace.worker.kill()
+    workplace.worker.wait()
+    assert_gone(tree)
+    assert record(scene).error == "stopped by SIGTERM"
+    workplace.start_worker()
+    assert_retried(workplace, run, scene, resumed=2)
+    record_property("fault", ("worker killed", "dpo, step 2", "same weights", 0))
+
+
+def _settled(workplace: Workplace, run: UUID) -> bool:
+    """Whether the crash was reported a while ago: the worker reports it once more a moment later."""
+    state = workplace.client.read_flow_run(run).state
+    assert state
+    return (datetime.now(UTC) - state.timestamp).total_seconds() > 15
