@@ -64,8 +64,9 @@ class Aftermath:
 class Scene:
     """An artifact root in which all is finished but one stage, and the undisturbed one that it must come to equal."""
 
-    def __init__(self, finished: Path, recipe: Recipe, home: Path) -> None:
+    def __init__(self, finished: Path, recipe: Recipe, home: Path, note: Path | None = None) -> None:
         self.finished, self.recipe, self.home = finished, recipe, home
+        self.note = note or home.parent / "step"
         shutil.copytree(finished, home, dirs_exist_ok=True)
         shutil.rmtree(home / "runs")
         self.recipe_file = write_recipe(home.parent / "faulty.yaml", recipe.model_dump(mode="json"))
@@ -86,8 +87,7 @@ class Scene:
 
     def command(self, *arguments: str, strike: Strike | None = None, **how: Any) -> "subprocess.Popen[str]":
         """Start `align` in a session of its own, with a fault where one is wanted."""
-        note = {"note": str(self.home.parent / "step"), **how}
-        spec = asdict(strike or Strike(stage="none", phase="none")) | note
+        spec = asdict(strike or Strike(stage="none", phase="none")) | {"note": str(self.note)} | how
         from prefect.settings import PREFECT_API_URL
 
         url = spec.pop("api", None) or PREFECT_API_URL.value()
@@ -114,8 +114,7 @@ class Scene:
         while survivors := in_session(process.pid):
             assert time.monotonic() - ended < SECONDS_TO_END, survivors
             time.sleep(0.05)
-        step = self.home.parent / "step"
-        seen = int(step.read_text()) if step.exists() else 0
+        seen = int(self.note.read_text()) if self.note.exists() else 0
         return Aftermath(process.returncode, said, seen, time.monotonic() - ended)
 
     def training_process(self, stage: str) -> psutil.Process:

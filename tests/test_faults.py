@@ -160,6 +160,7 @@ def test_a_full_disk_loses_nothing(
     scene.run_again()
     scene.assert_whole()
     lost = lost_steps(scene.home, strike, end)
+    assert lost <= EVERY_STEPS
     record_property("fault", ("disk full", str(strike), "same weights", lost))
 
 
