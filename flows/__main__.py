@@ -149,6 +149,14 @@ def _preflight(recipe: "Recipe") -> "Preflight":
     return preflight(recipe, load_settings())
 
 
+def _forget(arguments: Namespace) -> int:
+    from settings.settings import load_settings
+    from tasks.fits import forget
+
+    print(f"{forget(load_settings().home)} notes of what fitted are forgotten")
+    return 0
+
+
 _COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "run": _run,
     "check": _check,
@@ -157,6 +165,7 @@ _COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "lineage": lineage,
     "verify": verify,
     "chat": chat,
+    "forget": _forget,
 }
 
 if __name__ == "__main__":

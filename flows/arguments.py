@@ -30,6 +30,7 @@ _PURPOSES = {
     "lineage": "Show what a checkpoint is made of, down to base model and datasets.",
     "verify": "Read every file again and compare it with its manifest's digest.",
     "chat": "Talk to a checkpoint.",
+    "forget": "Forget which micro-batches fitted into memory: the next runs try the largest ones again.",
 }
 
 

@@ -132,7 +132,8 @@ def print_forecast(stages: Sequence[StageForecast], console: Console) -> None:
     said = {"cached": "is there", "resumes": "goes on after step {0.step} of {0.total_steps}", "new": "will be trained"}
     for stage in stages:
         saved = f", saves {duration(stage.saved_seconds)}" if stage.saved_seconds else ""
-        console.print(f"{stage.name}: {said[stage.state].format(stage)}{saved}", markup=False, highlight=False)
+        fits = f", with a micro-batch of {stage.fitted_batch_size}, which fitted before" * bool(stage.fitted_batch_size)
+        console.print(f"{stage.name}: {said[stage.state].format(stage)}{saved}{fits}", markup=False, highlight=False)
 
 
 def print_runs(records: Sequence[RunRecord], console: Console) -> None:

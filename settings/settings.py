@@ -38,6 +38,8 @@ class Settings(BaseSettings):
     """Trainer checkpoints kept while a stage trains; with one alone, a damaged one would cost the whole stage."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same weights."""
+    memory_limit_bytes: int | None = Field(None, ge=2**28)
+    """Host memory that a stage's process may allocate, so that a mistake spares the machine; default: no limit."""
     stage_timeout_seconds: float | None = Field(None, gt=0)
     """A stage that takes longer is stopped and fails; default: no limit."""
     reserved_disk_bytes: int = Field(1_000_000_000, ge=0)

@@ -11,7 +11,8 @@ from models.fingerprint import ID_LENGTH
 from models.recipe import BaseModelSource
 from models.stages import BaseModelInput
 from tasks.base_model_check import locate
-from tasks.child import ChildOptions, run_in_child
+from tasks.child import run_in_child
+from tasks.child_main import ChildOptions
 from tasks.core.entry import convert
 from tasks.execution import Execution
 from tasks.making import find_or_make

@@ -18,10 +18,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from typing import Any
 
-from models.contract import Contract
 from models.errors import AlignError, InputError, Killed, OutOfMemory, StageError, Stopped
-from tasks.child_main import Failure, serve
-from tasks.execution import Execution
+from tasks.child_main import ChildOptions, Failure, serve
 from tasks.host_memory import out_of_memory_kills
 
 _SECONDS_TO_STOP = 20
@@ -42,24 +40,6 @@ _start = threading.Lock()
 _running: set[ForkServerProcess] = set()
 _closing = threading.Event()
 """Set once this process is to end: nothing is started any more."""
-
-
-class ChildOptions(Contract):
-    """How a child runs; none of it changes what it computes."""
-
-    threads: int
-    """CPU threads of the child."""
-    timeout_seconds: float | None = None
-    """The child is killed after so long."""
-
-    place: int = 0
-    """Which of several accelerators it sees; with one or none, all there is."""
-
-    @classmethod
-    def of(cls, execution: Execution, place: int) -> "ChildOptions":
-        """The options that settings and machine ask for, in that place of the machine."""
-        timeout = execution.settings.stage_timeout_seconds
-        return cls(threads=execution.threads, timeout_seconds=timeout, place=place)
 
 
 def warm_up() -> None:
@@ -103,9 +83,7 @@ def run_in_child(
     output, child_output = _context.Pipe(duplex=False)
     warm_up()
     with _start:
-        process = _context.Process(
-            target=serve, args=(function, arguments, options.threads, options.place, child_events, child_output)
-        )
+        process = _context.Process(target=serve, args=(function, arguments, options, child_events, child_output))
         process.start()
         _running.add(process)
     child_events.close()

@@ -11,11 +11,38 @@ from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import Any
 
+import psutil
+
 from models.contract import Contract
 from models.errors import AlignError, InputError, Stopped
+from tasks.execution import Execution
 from tasks.files import explaining_a_full_disk
 
 _PR_SET_PDEATHSIG = 1
+
+
+class ChildOptions(Contract):
+    """How a child runs; none of it changes what it computes."""
+
+    threads: int
+    """CPU threads of the child."""
+    timeout_seconds: float | None = None
+    """The child is stopped after so long."""
+    memory_limit_bytes: int | None = None
+    """Host memory that it may allocate."""
+    place: int = 0
+    """Which of several accelerators it sees; with one or none, all there is."""
+
+    @classmethod
+    def of(cls, execution: Execution, place: int) -> "ChildOptions":
+        """The options that settings and machine ask for, in that place of the machine."""
+        settings = execution.settings
+        return cls(
+            threads=execution.threads,
+            timeout_seconds=settings.stage_timeout_seconds,
+            memory_limit_bytes=settings.memory_limit_bytes,
+            place=place,
+        )
 
 
 class Failure(Contract):
@@ -32,8 +59,7 @@ class Failure(Contract):
 def serve(
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
-    threads: int,
-    place: int,
+    options: ChildOptions,
     events: Connection,
     output: Connection,
 ) -> None:
@@ -47,8 +73,10 @@ def serve(
     output.close()
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
-    _see_one_accelerator(place)
-    _limit_threads(threads)
+    _see_one_accelerator(options.place)
+    _limit_threads(options.threads)
+    if options.memory_limit_bytes:
+        _limit_memory(options.memory_limit_bytes)
     try:
         with explaining_a_full_disk():
             result = function(*arguments, lambda report: events.send(("report", report, 0)))
@@ -79,6 +107,13 @@ def _limit_threads(threads: int) -> None:
 
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
+
+
+def _limit_memory(limit_bytes: int) -> None:
+    """Let allocations fail beyond the limit. What is reserved but not in use, such as stacks, does not count."""
+    now = psutil.Process().memory_info()
+    allowed = now.data + max(0, limit_bytes - now.rss)
+    resource.setrlimit(resource.RLIMIT_DATA, (allowed, allowed))
 
 
 def _peak_memory_bytes() -> int:

@@ -11,7 +11,8 @@ from models.artifacts import Manifest
 from models.evaluation import EvaluationResult
 from models.fingerprint import ID_LENGTH
 from models.stages import EvaluationInput
-from tasks.child import ChildOptions, run_in_child
+from tasks.child import run_in_child
+from tasks.child_main import ChildOptions
 from tasks.core import entry
 from tasks.execution import Execution
 from tasks.making import find_or_make

@@ -4,7 +4,7 @@ The hand-over is that of `flows.align`, with promised checkpoints in place of ma
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 from models.artifacts import Checkpoint, Dataset, Stage
 from models.contract import Contract
@@ -15,6 +15,7 @@ from tasks.base_model_check import locate
 from tasks.checkpoints import TRAINER, last_whole_checkpoint
 from tasks.dataset_check import DatasetCheck
 from tasks.execution import Execution
+from tasks.fits import recall
 from tasks.store import ArtifactStore, damage, read_manifest
 
 
@@ -33,6 +34,8 @@ class StageForecast(Contract):
     """Optimizer steps in all, where training has begun."""
     saved_seconds: float = 0.0
     """Time that went into what is there."""
+    fitted_batch_size: int | None = None
+    """Micro-batch that training starts with, because a larger one ran out of memory before; none: the usual one."""
 
 
 def forecast(recipe: Recipe, datasets: Iterable[DatasetCheck], execution: Execution) -> list[StageForecast]:
@@ -43,10 +46,11 @@ def forecast(recipe: Recipe, datasets: Iterable[DatasetCheck], execution: Execut
         datasets: Its datasets, as preflight has found them.
         execution: The machine's part, with the run and the stages to force where there are any.
     """
-    return [_look_up(stage, execution) for stage in _inputs(recipe, datasets, execution)]
+    return [_look_up(stage, execution) for stage in stage_inputs(recipe, datasets, execution)]
 
 
-def _inputs(recipe: Recipe, datasets: Iterable[DatasetCheck], execution: Execution) -> Iterator[TrainingInput]:
+def stage_inputs(recipe: Recipe, datasets: Iterable[DatasetCheck], execution: Execution) -> Iterator[TrainingInput]:
+    """The inputs of a recipe's training stages, in order, with promised checkpoints and snapshots."""
     store = ArtifactStore(execution.settings.home)
     common = execution.shared_inputs(recipe)
     rows = {
@@ -95,15 +99,11 @@ def _look_up(stage: TrainingInput, execution: Execution) -> StageForecast:
         if stage.stage not in execution.force or manifest.run == execution.run:
             seconds = manifest.metrics.get("seconds", 0.0)
             return StageForecast(stage=stage.stage, name=stage.name, state="cached", saved_seconds=seconds)
+    fit = recall(stage, execution)
     begun = last_whole_checkpoint(store.partial("checkpoint", stage.name) / TRAINER)
-    if not begun:
-        return StageForecast(stage=stage.stage, name=stage.name, state="new")
-    _, seal = begun
-    return StageForecast(
-        stage=stage.stage,
-        name=stage.name,
-        state="resumes",
-        step=seal.step,
-        total_steps=seal.total_steps,
-        saved_seconds=seal.seconds,
-    )
+    there: dict[str, Any] = {"state": "new"}
+    if begun:
+        _, seal = begun
+        there = {"state": "resumes", "step": seal.step, "total_steps": seal.total_steps, "saved_seconds": seal.seconds}
+    fitted = fit and fit.per_device_train_batch_size
+    return StageForecast(stage=stage.stage, name=stage.name, fitted_batch_size=fitted, **there)

@@ -14,10 +14,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from models.artifacts import Attempt, Outcome
-from models.errors import Killed, OutOfMemory, Stopped
-from tasks.core.plan import TrainingPlan, halve, split_batch
+from models.errors import Killed, OutOfMemory, StageError, Stopped
+from models.recipe import Training
+from tasks.core.plan import TrainingPlan, split_batch
 from tasks.execution import Execution
 from tasks.files import replace_file
+from tasks.fits import Fit
 from tasks.store import utc_now
 
 LEDGER = "attempts.jsonl"
@@ -34,31 +36,67 @@ def read_attempts(workspace: Path) -> tuple[Attempt, ...]:
     return tuple(attempts)
 
 
-def plan_attempt(batch_size: int, attempts: tuple[Attempt, ...], execution: Execution) -> TrainingPlan:
+def plan_attempt(
+    asked: Training, attempts: tuple[Attempt, ...], execution: Execution, fit: Fit | None = None
+) -> TrainingPlan:
     """The split of the effective batch for the next attempt: half of the micro-batch that last ran out of memory.
 
-    A training process that was killed twice at one size is taken to have run out of memory, whoever killed it.
+    A training process that was killed twice at one size is taken to have run out of memory, whoever killed it. Where
+    one row does not fit, activations are recomputed from then on.
+
+    Args:
+        asked: The stage's hyperparameters.
+        attempts: All attempts so far.
+        execution: The machine's part.
+        fit: What fitted the last time.
 
     Raises:
-        StageError: one row alone did not fit.
+        StageError: one row alone did not fit, with activations recomputed.
     """
     settings = execution.settings
-    micro = split_batch(batch_size, settings.per_device_train_batch_size)[0]
-    comparable = [each for each in attempts if each.gradient_checkpointing == settings.gradient_checkpointing]
-    failed = [each.per_device_train_batch_size for each in comparable if each.outcome == "out_of_memory"]
-    killed = [each.per_device_train_batch_size for each in comparable if each.outcome == "killed"]
-    failed += [rows for rows in killed if killed.count(rows) > 1]
-    if failed and min(failed) <= micro:
-        micro = halve(min(failed), batch_size)
+    sizes = {wanted: _too_large(attempts, wanted) for wanted in (False, True)}
+    checkpointing = settings.gradient_checkpointing or bool(fit and fit.gradient_checkpointing) or 1 in sizes[False]
+    if 1 in sizes[checkpointing]:
+        raise StageError(_advice(asked, attempts, execution))
+    known = (settings.per_device_train_batch_size, fit.per_device_train_batch_size if fit else None)
+    limits = [size for size in known if size] + [size // 2 for size in sizes[checkpointing]]
+    limits += [1] if 1 in sizes[False] else []
+    micro, accumulation = split_batch(asked.batch_size, min(limits, default=None))
     return TrainingPlan(
         device=execution.machine.device,
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=batch_size // micro,
-        gradient_checkpointing=settings.gradient_checkpointing,
+        gradient_accumulation_steps=accumulation,
+        gradient_checkpointing=checkpointing,
         checkpoint_every_steps=settings.checkpoint_every_steps,
         checkpoint_every_minutes=settings.checkpoint_every_minutes,
         checkpoints_kept=settings.checkpoints_kept,
         report_to=settings.report_to,
+    )
+
+
+def _too_large(attempts: tuple[Attempt, ...], checkpointing: bool) -> set[int]:
+    """Micro-batches that ran out of memory, with or without recomputing activations."""
+    comparable = [each for each in attempts if each.gradient_checkpointing == checkpointing]
+    killed = [each.per_device_train_batch_size for each in comparable if each.outcome == "killed"]
+    failed = {each.per_device_train_batch_size for each in comparable if each.outcome == "out_of_memory"}
+    return failed | {rows for rows in killed if killed.count(rows) > 1}
+
+
+def _advice(asked: Training, attempts: tuple[Attempt, ...], execution: Execution) -> str:
+    """What to change where a single row does not fit, with figures."""
+    halved = {
+        key: getattr(asked, key)
+        for key in ("max_length", "max_completion_length", "num_generations")
+        if hasattr(asked, key)
+    }
+    changes = [f"{key} from {value} to {value // 2}" for key, value in halved.items() if value > 2]
+    changes += [] if asked.lora else ["full fine-tuning to LoRA (`lora: {}`)"]
+    peak = max(each.peak_memory_bytes for each in attempts)
+    seen = f"; {peak / 1e9:.1f} GB were in use" if peak else ""
+    there = execution.settings.memory_limit_bytes or execution.machine.memory_bytes
+    return (
+        f"out of memory with one row at a time and recomputed activations{seen}, {there / 1e9:.1f} GB are there; "
+        f"change {', or '.join(changes)}, or take a smaller base model"
     )
 
 

@@ -13,7 +13,7 @@ from prefect.states import Completed
 
 from models.artifacts import Kind, Manifest
 from models.contract import Contract
-from tasks.child import ChildOptions
+from tasks.child_main import ChildOptions
 from tasks.execution import Execution
 from tasks.files import explaining_a_full_disk
 from tasks.provenance import version_changes

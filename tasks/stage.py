@@ -10,9 +10,11 @@ from prefect.client.schemas.objects import State, TaskRun
 from models.artifacts import Attempt, Checkpoint, Manifest
 from models.errors import Killed, OutOfMemory
 from models.stages import TrainingInput
-from tasks.child import ChildOptions, run_in_child
+from tasks.child import run_in_child
+from tasks.child_main import ChildOptions
 from tasks.core.plan import TrainingResult
 from tasks.execution import Execution
+from tasks.fits import recall, remember
 from tasks.ledger import AttemptRecorder, plan_attempt, read_attempts
 from tasks.making import find_or_make
 from tasks.provenance import provenance
@@ -72,13 +74,16 @@ def _train(
     teller: Teller,
 ) -> TrainingResult:
     """One attempt, noted in the ledger however it ends."""
-    plan = plan_attempt(stage.hyperparameters.batch_size, read_attempts(workspace), execution)
+    earlier = read_attempts(workspace)
+    plan = plan_attempt(stage.hyperparameters, earlier, execution, recall(stage, execution))
     teller.attempt(plan, workspace / "log.txt")
     with AttemptRecorder(workspace, plan, teller.report) as attempt:
         done, attempt.peak_memory_bytes = run_in_child(
             train, (stage, plan, workspace), options, attempt.report, teller.line
         )
         result: TrainingResult = done
+    if plan.per_device_train_batch_size < max((tried.per_device_train_batch_size for tried in earlier), default=0):
+        remember(stage, execution, plan)
     return result
 
 

@@ -18,18 +18,18 @@ from tasks.progress import Progress, listening
 
 
 class Fault:
-    """Strikes once, at the first report that fits, and keeps note of the last step that was heard of."""
+    """Strikes once, at the first report that fits, and keeps note of the last step that was heard of until then."""
 
     def __init__(self, stage: str, phase: str, step: int, **how: Any) -> None:
         self._stage, self._phase, self._step = stage, phase, step
         self._how = how
-        self._armed = True
+        self._armed, self._done = True, False
 
     def watch(self, progress: Progress) -> None:
         """Listen to a report."""
         if not progress.stage.startswith(self._stage):
             return
-        if progress.total_steps and progress.phase == "training":
+        if progress.total_steps and progress.phase == "training" and not self._done:
             Path(self._how["note"]).write_text(str(progress.step))
         if self._armed and progress.phase.startswith(self._phase) and progress.step >= self._step:
             self._armed = False
@@ -46,6 +46,7 @@ class Fault:
         for process in tuple(child._running) if self._how["victim"] in ("child", "both") else ():
             if process.pid:
                 os.kill(process.pid, number)
+        self._done = self._how["victim"] == "child"  # the run goes on by itself
         if self._how["victim"] in ("flow", "both"):
             os.kill(os.getpid(), number)
 

@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from models.errors import InputError, Killed, OutOfMemory, StageError
-from tasks.child import ChildOptions, run_in_child
+from tasks.child import run_in_child
+from tasks.child_main import ChildOptions
 from tasks.host_memory import out_of_memory_kills
 
 pytestmark = pytest.mark.slow
@@ -227,7 +228,7 @@ def test_an_error_in_the_listener_ends_the_child() -> None:
 
 def test_a_child_dies_with_the_flows_process() -> None:
     code = (
-        "from tasks.child import ChildOptions, run_in_child\n"
+        "from tasks.child import run_in_child; from tasks.child_main import ChildOptions\n"
         "from tests.test_child import sleeping_with_a_grandchild as sleeping\n"
         "run_in_child(sleeping, (), ChildOptions(threads=1), lambda pids: print(*pids, flush=True), print)\n"
     )

@@ -23,7 +23,8 @@ from models.evaluation import EvaluationResult
 from models.fingerprint import canonical_json
 from models.recipe import DatasetSource, Recipe
 from models.stages import BaseModelInput, DPOInput, EvaluationInput, GRPOInput, RewardInput, SFTInput, TrainingInput
-from tasks.child import ChildOptions, run_in_child
+from tasks.child import run_in_child
+from tasks.child_main import ChildOptions
 from tasks.core import entry
 from tasks.core.generation import ChatModel, chat_generate, generate, load_chat
 from tasks.core.loading import load_policy, load_scorer, load_tokenizer, training_dataset

@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -9,9 +10,14 @@ from hypothesis import strategies as st
 
 from models.artifacts import Attempt
 from models.errors import Killed, OutOfMemory, StageError
-from tasks.core.plan import TrainingPlan, halve, split_batch
+from settings.machine import Machine
+from settings.settings import Settings
+from tasks import ledger
+from tasks.core.plan import TrainingPlan, split_batch
 from tasks.execution import Execution
-from tasks.ledger import AttemptRecorder, plan_attempt, read_attempts
+from tasks.fits import Fit, forget, recall, remember
+from tasks.ledger import AttemptRecorder, read_attempts
+from tests.test_contracts import INPUTS
 
 
 def attempt(micro: int, outcome: str) -> Attempt:
@@ -33,6 +39,19 @@ def out_of_memory(*micros: int) -> tuple[Attempt, ...]:
 def limited(execution: Execution, largest: int) -> Execution:
     settings = execution.settings.model_copy(update={"per_device_train_batch_size": largest})
     return execution.model_copy(update={"settings": settings})
+
+
+def plan_attempt(
+    batch_size: int, attempts: tuple[Attempt, ...], execution: Execution, fit: Fit | None = None
+) -> TrainingPlan:
+    """The plan of a stage with that effective batch."""
+    asked = INPUTS["sft"].hyperparameters.model_copy(update={"batch_size": batch_size, "max_length": 1024})
+    return ledger.plan_attempt(asked, attempts, execution, fit)
+
+
+def make_execution() -> Execution:
+    machine = Machine(device="cpu", name="test", cores=2, memory_bytes=2**34, native_bf16=False, accelerators=0)
+    return Execution(settings=Settings(), machine=machine, precision="fp32", threads=1, parallel_stages=2)
 
 
 def note(workspace: Path, plan: TrainingPlan, error: BaseException | None = None) -> None:
@@ -57,16 +76,21 @@ def test_a_split_keeps_the_effective_batch(batch_size: int, largest: int | None)
     assert not any(batch_size % size == 0 for size in between)
 
 
-@given(batch_size=st.integers(1, 5000), data=st.data())
-def test_halving_comes_down_to_one_row_and_then_says_what_helps(batch_size: int, data: st.DataObject) -> None:
-    micro = split_batch(batch_size, data.draw(st.integers(1, batch_size)))[0]
-    while micro > 1:
-        smaller = halve(micro, batch_size)
-        assert 1 <= smaller <= micro // 2
-        assert batch_size % smaller == 0
-        micro = smaller
-    with pytest.raises(StageError, match="one row at a time; set ALIGN_GRADIENT_CHECKPOINTING=true"):
-        halve(micro, batch_size)
+@given(batch_size=st.integers(1, 5000))
+def test_halving_comes_down_to_one_row_then_recomputes_and_then_says_what_helps(batch_size: int) -> None:
+    execution = make_execution()
+    attempts: tuple[Attempt, ...] = ()
+    plan = plan_attempt(batch_size, attempts, execution)
+    while not plan.gradient_checkpointing:
+        micro = plan.per_device_train_batch_size
+        attempts += out_of_memory(micro)
+        plan = plan_attempt(batch_size, attempts, execution)
+        assert plan.per_device_train_batch_size <= max(1, micro // 2)
+        assert plan.per_device_train_batch_size * plan.gradient_accumulation_steps == batch_size
+    assert plan.per_device_train_batch_size == 1
+    attempts += (attempt(1, "out_of_memory").model_copy(update={"gradient_checkpointing": True}),)
+    with pytest.raises(StageError, match="change max_length from 1024 to 512, or take a smaller base model"):
+        plan_attempt(batch_size, attempts, execution)
 
 
 def test_the_first_attempt_takes_the_whole_batch(execution: Execution) -> None:
@@ -112,12 +136,31 @@ def test_a_second_kill_at_the_same_size_counts_as_want_of_memory(
     assert plan.per_device_train_batch_size == expected
 
 
-@pytest.mark.parametrize(("batch_size", "failed"), [(16, (16, 8, 4, 2, 1)), (1, (1,))])
-def test_one_row_that_does_not_fit_is_a_clear_error(
-    execution: Execution, batch_size: int, failed: tuple[int, ...]
-) -> None:
-    with pytest.raises(StageError, match="out of memory with one row at a time"):
-        plan_attempt(batch_size, out_of_memory(*failed), execution)
+def test_what_fitted_before_is_where_the_next_stage_starts(execution: Execution) -> None:
+    fit = Fit(per_device_train_batch_size=4, gradient_checkpointing=True)
+    plan = plan_attempt(16, (), execution, fit)
+    assert (plan.per_device_train_batch_size, plan.gradient_checkpointing) == (4, True)
+    assert plan_attempt(2, (), execution, fit).per_device_train_batch_size == 2
+    assert plan_attempt(16, (), limited(execution, 2), fit).per_device_train_batch_size == 2
+
+
+def test_fits_are_known_by_machine_and_shape_of_the_job(execution: Execution) -> None:
+    stage = INPUTS["dpo"]
+    remember(stage, execution, PLAN)
+    assert recall(stage, execution) == Fit(per_device_train_batch_size=4, gradient_checkpointing=False)
+    asked = stage.hyperparameters
+
+    def of(**changes: Any) -> Fit | None:
+        other = asked.model_copy(update=changes)
+        return recall(stage.model_copy(update={"hyperparameters": other}), execution)
+
+    assert of(learning_rate=0.5, batch_size=128, max_steps=9)
+    assert not of(max_length=8)
+    assert not of(lora=None)
+    larger = execution.machine.model_copy(update={"memory_bytes": 2**40})
+    assert not recall(stage, execution.model_copy(update={"machine": larger}))
+    assert forget(execution.settings.home) == 1
+    assert not recall(stage, execution)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,9 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tiny_model(folder: Path, *, chat_template: str | None = CHAT_TEMPLATE, seed: int = 0) -> Path:
+def build_tiny_model(
+    folder: Path, *, chat_template: str | None = CHAT_TEMPLATE, seed: int = 0, hidden_size: int = 32
+) -> Path:
     """Write a Llama of two layers with random weights and its tokenizer to `folder`."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -42,12 +44,12 @@ def build_tiny_model(folder: Path, *, chat_template: str | None = CHAT_TEMPLATE,
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=256,
+        max_position_embeddings=512,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=tokenizer.bos_token_id,

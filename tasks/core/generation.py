@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.core.loading import load_policy, load_tokenizer
+from tasks.core.memory import in_parts
 
 Message = dict[str, Any]
 
@@ -68,8 +70,11 @@ def generate(
     prompts = [_prompt_tokens(chat.tokenizer, messages) for messages in conversations]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     replies: dict[int, list[str]] = {}
+    answer = partial(
+        _generate_batch, chat, max_new_tokens=max_new_tokens, temperature=temperature, num_replies=num_replies
+    )
     for batch in _batches(order, prompts, max_new_tokens, num_replies):
-        texts = _generate_batch(chat, [prompts[index] for index in batch], max_new_tokens, temperature, num_replies)
+        texts = in_parts(answer, [prompts[index] for index in batch])
         replies |= dict(zip(batch, texts, strict=True))
         on_progress(len(replies))
     return [replies[index] for index in range(len(prompts))]
@@ -94,9 +99,11 @@ def _batches(order: list[int], prompts: list[list[int]], max_new_tokens: int, nu
 
 @torch.inference_mode()
 def _generate_batch(
-    chat: ChatModel, prompts: list[list[int]], max_new_tokens: int, temperature: float, num_replies: int
+    chat: ChatModel, prompts: Sequence[list[int]], *, max_new_tokens: int, temperature: float, num_replies: int
 ) -> list[list[str]]:
-    padded = chat.tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(chat.model.device)
+    padded = chat.tokenizer.pad({"input_ids": list(prompts)}, padding_side="left", return_tensors="pt").to(
+        chat.model.device
+    )
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
     output = chat.model.generate(
         **{name: tensor.repeat_interleave(num_replies, dim=0) for name, tensor in padded.items()},

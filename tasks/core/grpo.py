@@ -6,18 +6,22 @@ Shao et al. 2024 (arXiv 2402.03300, section 4.1). The reward is a weighted sum o
 the conversation with its own tokenizer and template and is never trained here, and of verifiable rewards.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers.modeling_outputs import SequenceClassifierOutput
 from trl import GRPOConfig, GRPOTrainer
 
 from models.errors import StageError
 from models.stages import GRPOInput
 from tasks.core.loading import DTYPES, load_policy, load_scorer, load_tokenizer, training_dataset, training_dtype
 from tasks.core.lora import lora_config, write_model
+from tasks.core.memory import in_parts
 from tasks.core.plan import TrainingPlan, TrainingResult
 from tasks.core.trainer import Report, Workspace, train, trainer_arguments
 from tasks.core.verifiers import VERIFIERS, RewardFunction
@@ -60,11 +64,33 @@ class _EpochSampler(Sampler[int]):
         return len(self._sampler)
 
 
+class _Scorer(nn.Module):
+    """A reward model that scores in parts where memory runs out."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.config = model.config
+
+    def forward(self, **inputs: torch.Tensor) -> SequenceClassifierOutput:
+        """Scores as `logits` of (batch, 1)."""
+
+        def scores(rows: Sequence[int]) -> list[torch.Tensor]:
+            return list(self.model(**{name: tensor[list(rows)] for name, tensor in inputs.items()}).logits)
+
+        return SequenceClassifierOutput(logits=torch.stack(in_parts(scores, range(len(inputs["input_ids"])))))
+
+
 class _Trainer(GRPOTrainer):
-    """TRL's trainer with an order of data that a resumed training continues."""
+    """TRL's trainer with an order of data that a resumed training continues, and generation that fits into memory."""
 
     def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
         return _EpochSampler(super()._get_train_sampler(dataset))
+
+    def _generate_single_turn(self, prompt_ids: Any, *arguments: Any, **options: Any) -> tuple[list[list[int]], Any]:
+        # Completions are drawn independently: their distribution is the same in parts.
+        whole = super()._generate_single_turn
+        return in_parts(lambda some: whole(list(some), *arguments, **options)[0], prompt_ids), None
 
 
 def train_grpo_policy(stage: GRPOInput, plan: TrainingPlan, folder: Path, report: Report) -> TrainingResult:
@@ -94,14 +120,15 @@ def train_grpo_policy(stage: GRPOInput, plan: TrainingPlan, folder: Path, report
 
 def _rewards(
     stage: GRPOInput, plan: TrainingPlan
-) -> tuple[list[RewardFunction | PreTrainedModel], list[PreTrainedTokenizerBase | None]]:
+) -> tuple[list[RewardFunction | nn.Module], list[PreTrainedTokenizerBase | None]]:
     """The reward functions in the recipe's order, and the tokenizer of each that is a model."""
-    functions: list[RewardFunction | PreTrainedModel] = []
+    functions: list[RewardFunction | nn.Module] = []
     tokenizers: list[PreTrainedTokenizerBase | None] = []
     for reward in stage.hyperparameters.rewards:
         if reward.kind == "reward_model":
             path = _checked_reward_model(stage)
-            functions.append(load_scorer(path, DTYPES[stage.precision], plan.device).requires_grad_(False).eval())
+            scorer = load_scorer(path, DTYPES[stage.precision], plan.device)
+            functions.append(_Scorer(scorer).requires_grad_(False).eval())
             tokenizers.append(load_tokenizer(path))
         else:
             functions.append(VERIFIERS[reward.kind])

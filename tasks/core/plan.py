@@ -3,7 +3,6 @@
 from typing import Literal
 
 from models.contract import Contract
-from models.errors import StageError
 
 
 class TrainingPlan(Contract):
@@ -48,17 +47,3 @@ def split_batch(batch_size: int, largest: int | None) -> tuple[int, int]:
     """
     micro = next(size for size in range(min(batch_size, largest or batch_size), 0, -1) if batch_size % size == 0)
     return micro, batch_size // micro
-
-
-def halve(per_device_train_batch_size: int, batch_size: int) -> int:
-    """The next smaller micro-batch: the largest divisor of the effective batch that is at most half of this one.
-
-    Raises:
-        StageError: one row alone does not fit.
-    """
-    if per_device_train_batch_size == 1:
-        raise StageError(
-            "out of memory with one row at a time; set ALIGN_GRADIENT_CHECKPOINTING=true, or lower max_length, "
-            "max_completion_length or num_generations, or train with LoRA"
-        )
-    return split_batch(batch_size, per_device_train_batch_size // 2)[0]

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tasks.core.memory import in_parts
+
 Row = dict[str, Any]
 
 _BATCH_TOKENS = 4096
@@ -55,11 +57,17 @@ def _compare(
     """
     sides = [_tokens(tokenizer, pair["prompt"], pair[side]) for pair in pairs for side in ("chosen", "rejected")]
     order = sorted(range(len(sides)), key=lambda index: len(sides[index][0]))
+
+    def score_sides(some: Sequence[tuple[list[int], int]]) -> list[float]:
+        tokens, starts = zip(*some, strict=True)
+        found: list[float] = score(list(tokens), list(starts)).tolist()
+        return found
+
     scores = torch.zeros(len(sides))
     while order:
         longest = len(sides[order[-1]][0])
         batch = [order.pop() for _ in range(min(len(order), max(1, _BATCH_TOKENS // longest)))]
-        scores[batch] = score([sides[index][0] for index in batch], [sides[index][1] for index in batch]).cpu()
+        scores[batch] = torch.tensor(in_parts(score_sides, [sides[index] for index in batch]))
     return [bool(chosen > rejected) for chosen, rejected in scores.view(-1, 2)]
 
 
