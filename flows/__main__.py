@@ -9,6 +9,7 @@ import signal
 import sys
 from argparse import Namespace
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,9 +80,6 @@ def _align(recipe: "Recipe", name: str, **options: Any) -> int:
     from tasks.child import warm_up
 
     warm_up()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-            signal.signal(number, _leave)
     import httpx
     from rich.console import Console
 
@@ -89,13 +87,23 @@ def _align(recipe: "Recipe", name: str, **options: Any) -> int:
     console.print("recipe, data and machine are checked; starting Prefect")
     from flows.align import align
     from flows.terminal import print_summary, showing_progress
+    from settings.settings import load_settings
+    from tasks.files import explaining_a_full_disk
+    from tasks.stopping import SIGNALS, end_by
 
+    end_by(_leave)
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _leave)
     try:
-        with showing_progress(console):
+        with showing_progress(console), explaining_a_full_disk(load_settings().home):
             record = align(recipe, name, **options)
-    except httpx.TransportError as error:
-        what = f"the Prefect API cannot be reached ({type(error).__name__}: {error})"
-        raise StageError(f"{what}; what was trained is kept: `align resume` goes on from there") from error
+    except (httpx.HTTPError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "reach API" not in str(error):
+            raise
+        where = os.environ.get("PREFECT_API_URL", "its temporary server")
+        what = f"the Prefect API at {where} failed or cannot be reached ({type(error).__name__}: {error})"
+        raise StageError(f"{what}; what was trained is kept: run the same again, or `align resume`") from error
     print_summary(record, console)
     return 0
 
@@ -104,9 +112,11 @@ def _leave(number: int, frame: object) -> None:
     """End Prefect's temporary server and go: Ctrl-C has reached it, too, and Prefect would wait for its answer."""
     import psutil
 
-    print("\nalign: interrupted; `align resume` goes on from here", file=sys.stderr, flush=True)
+    with suppress(OSError):  # the terminal may be gone
+        print("\nalign: interrupted; run the same again, or `align resume`, to go on", file=sys.stderr, flush=True)
     for child in psutil.Process().children(recursive=True):
-        child.terminate()
+        with suppress(psutil.NoSuchProcess):
+            child.terminate()
     os._exit(128 + number)
 
 

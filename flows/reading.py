@@ -23,13 +23,14 @@ def runs(arguments: Namespace) -> int:
     from flows.terminal import print_runs
     from tasks.run_record import all_runs, standing
 
-    records, problems = all_runs(_store().home)
+    home = _store().home
+    records, problems = all_runs(home)
     for problem in problems:
         print(f"align: {problem}", file=sys.stderr)
     if arguments.json:
-        print_json([record.model_dump(mode="json") | {"state": standing(record)} for record in records])
+        print_json([record.model_dump(mode="json") | {"state": standing(record, home)} for record in records])
     else:
-        print_runs(records, Console())
+        print_runs([(record, standing(record, home)) for record in records], Console())
     return 0
 
 

@@ -20,7 +20,6 @@ from tasks.forecast import StageForecast
 from tasks.lineage import LineageNode
 from tasks.preflight import Preflight
 from tasks.progress import Progress, listening
-from tasks.run_record import standing
 
 _SECONDS_BETWEEN_LINES = 15.0
 _PIPE_WIDTH = 1000  # no terminal, no reason to break lines
@@ -136,9 +135,9 @@ def print_forecast(stages: Sequence[StageForecast], console: Console) -> None:
         console.print(f"{stage.name}: {said[stage.state].format(stage)}{saved}{fits}", markup=False, highlight=False)
 
 
-def print_runs(records: Sequence[RunRecord], console: Console) -> None:
-    """One line per run, newest first."""
-    rows = [(record.id, record.recipe_name, standing(record), record.started, len(record.stages)) for record in records]
+def print_runs(records: Sequence[tuple[RunRecord, str]], console: Console) -> None:
+    """One line per run and where it stands, in the order given."""
+    rows = [(record.id, record.recipe_name, stands, record.started, len(record.stages)) for record, stands in records]
     _print_table(("run", "recipe", "state", "started", "stages"), rows, console)
 
 

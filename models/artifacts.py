@@ -35,6 +35,8 @@ class Attempt(Contract):
     """Micro-batches per optimizer step."""
     gradient_checkpointing: bool = False
     """Whether activations were recomputed in the backward pass."""
+    run: str = ""
+    """Name of the run that made it."""
     started: str
     """UTC time, ISO 8601."""
     seconds: float

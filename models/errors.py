@@ -4,7 +4,7 @@ AlignError
 ├── InputError           what was asked for cannot work; nothing was written (exit code 2)
 └── StageError           a stage failed while it ran (exit code 1)
     ├── OutOfMemory      the device or the host ran out of memory; retried at a smaller micro-batch
-    ├── Killed               somebody killed the training process; retried as it was
+    ├── Killed           somebody killed the training process; retried as it was
     ├── Stopped          the stage was told to stop
     └── DamagedArtifact  files on disk differ from their manifest
 """

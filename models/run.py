@@ -24,17 +24,6 @@ class StageOutcome(Contract):
     """Wall time spent on the stage in this run."""
 
 
-class Process(Contract):
-    """The process that carries out a run."""
-
-    host: str
-    """Name of its machine."""
-    pid: int
-    """Its number there."""
-    started: float
-    """When it started, in seconds since 1970: numbers are given again."""
-
-
 class RunRecord(Contract):
     """`runs/<id>/run.json`."""
 
@@ -52,8 +41,6 @@ class RunRecord(Contract):
     """UTC time, ISO 8601."""
     force: tuple[Stage, ...] = ()
     """Stages to train although an earlier run has made them."""
-    process: Process | None = None
-    """The process that carries it out, or did last."""
     error: str = ""
     """Message of the error that ended the run."""
     stages: tuple[StageOutcome, ...] = ()

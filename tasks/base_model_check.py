@@ -120,6 +120,8 @@ def _gguf_has(file: Path, key: str) -> bool:
 
     A whole reading of the metadata takes seconds, for the vocabulary is in it.
     """
+    if not file.stat().st_size:
+        return False
     with file.open("rb") as content, mmap(content.fileno(), 0, access=ACCESS_READ) as view:
         return view.find(struct.pack("<Q", len(key)) + key.encode()) >= 0
 

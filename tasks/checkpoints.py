@@ -17,6 +17,7 @@ from tasks.files import differences, list_files, replace_file
 SEAL = "seal.json"
 TRAINER = "trainer"
 """Folder of the trainer's checkpoints in an unfinished stage's workspace."""
+_FOLDERS = "checkpoint-[0-9]*"
 
 
 class Seal(Contract):
@@ -40,7 +41,7 @@ def seal(folder: Path, step: int, total_steps: int, seconds: float) -> None:
 
 def last_whole_checkpoint(trainer_folder: Path) -> tuple[Path, Seal] | None:
     """The newest trainer checkpoint whose files are all there, unchanged."""
-    for folder in sorted(trainer_folder.glob("checkpoint-*"), key=_step, reverse=True):
+    for folder in sorted(trainer_folder.glob(_FOLDERS), key=_step, reverse=True):
         found = read_seal(folder)
         if found and not differences(folder, found.files, SEAL):
             return folder, found
@@ -54,7 +55,7 @@ def discard_after(trainer_folder: Path, last: Path | None) -> list[str]:
         Their names.
     """
     start = _step(last) if last else -1
-    broken = [folder for folder in trainer_folder.glob("checkpoint-*") if _step(folder) > start]
+    broken = [folder for folder in trainer_folder.glob(_FOLDERS) if _step(folder) > start]
     for folder in broken:
         shutil.rmtree(folder)
     return sorted(folder.name for folder in broken)
@@ -64,7 +65,7 @@ def read_seal(folder: Path) -> Seal | None:
     """A trainer checkpoint's seal, where it has one that can be read."""
     try:
         return Seal.model_validate_json((folder / SEAL).read_bytes())
-    except (OSError, ValidationError):
+    except (FileNotFoundError, ValidationError):
         return None
 
 

@@ -5,6 +5,7 @@ of a second, and the flow's own process never imports them. The function's repor
 prints through another. A child dies with the server, and the server with the flow's process.
 """
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -20,12 +21,12 @@ from typing import Any
 
 from models.errors import AlignError, InputError, Killed, OutOfMemory, StageError, Stopped
 from tasks.child_main import ChildOptions, Failure, serve
+from tasks.closing import closing, stop_if_closing
 from tasks.host_memory import out_of_memory_kills
 
 _SECONDS_TO_STOP = 20
 """For a step to end and a checkpoint to be saved; all is to be gone within 30 s of a signal."""
 _LINES_TO_TELL = 20
-_ON_REQUEST = "stopped on request"
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tasks.core.preload"])
@@ -38,8 +39,6 @@ _KEEP_FREED_MEMORY = {
 }
 _start = threading.Lock()
 _running: set[ForkServerProcess] = set()
-_closing = threading.Event()
-"""Set once this process is to end: nothing is started any more."""
 
 
 def warm_up() -> None:
@@ -77,6 +76,7 @@ def run_in_child(
     Raises:
         InputError, OutOfMemory, Killed, StageError: as the child's function raised them, or because the child died or
             took too long.
+        OSError: the disk is full.
     """
     kills_before = out_of_memory_kills()
     events, child_events = _context.Pipe(duplex=False)
@@ -92,8 +92,7 @@ def run_in_child(
     reader = threading.Thread(target=_read_lines, args=(output, on_line, last_lines), daemon=True)
     reader.start()
     try:
-        if _closing.is_set():
-            raise Stopped(_ON_REQUEST)
+        stop_if_closing()
         return _follow(process, events, on_report, options.timeout_seconds)
     except _Died as death:
         reader.join(timeout=5)
@@ -107,7 +106,7 @@ def run_in_child(
 
 def stop_all() -> None:
     """End all children of this process, and start no more; the threads that wait for them go on with an error."""
-    _closing.set()
+    closing.set()
     _stop(tuple(_running))
 
 
@@ -167,20 +166,22 @@ class _Died(Exception):
 
 def _explain(exit_code: int, kills_before: int | None, last_lines: Iterable[str]) -> StageError:
     """What to say of a child that ended without a word."""
-    if _closing.is_set():
-        return Stopped(_ON_REQUEST)
+    if closing.is_set():
+        return Stopped("stopped on request")
     if exit_code == -signal.SIGKILL:
         kills = out_of_memory_kills()
         if kills != kills_before:
-            return OutOfMemory("the training process was killed by the kernel (SIGKILL) for want of host memory")
+            return OutOfMemory("the process was killed by the kernel (SIGKILL) for want of host memory")
         evidence = "does not tell why" if kills is None else "has noted no want of memory"
-        return Killed(f"the training process was killed (SIGKILL); the kernel {evidence}")
+        return Killed(f"the process was killed (SIGKILL), by whomever: the kernel {evidence}; run again to go on")
     reason = signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
     said = "".join(f"\n  {line}" for line in last_lines) or " nothing"
-    return StageError(f"the training process ended without a result ({reason}); it last printed:{said}")
+    return StageError(f"the process ended without a result ({reason}); it last printed:{said}")
 
 
-def _as_error(failure: Failure) -> AlignError:
+def _as_error(failure: Failure) -> AlignError | OSError:
+    if failure.kind == "disk_full":
+        return OSError(errno.ENOSPC, failure.message)
     errors = {"input": InputError, "out_of_memory": OutOfMemory, "stopped": Stopped, "stage": StageError}
     if failure.kind in errors:
         return errors[failure.kind](failure.message)

@@ -16,7 +16,7 @@ import psutil
 from models.contract import Contract
 from models.errors import AlignError, InputError, Stopped
 from tasks.execution import Execution
-from tasks.files import explaining_a_full_disk
+from tasks.files import is_disk_full
 
 _PR_SET_PDEATHSIG = 1
 
@@ -49,7 +49,8 @@ class Failure(Contract):
     """Why a child's function failed, as it crosses the process border."""
 
     kind: str
-    """`input`, `out_of_memory`, `stopped`, `stage` (a message for the user) or `bug` (ours: the traceback is kept)."""
+    """`input`, `out_of_memory`, `disk_full`, `stopped`, `stage` (all with a message for the user) or `bug` (ours: the
+    traceback is kept)."""
     message: str
     """The error's message."""
     trace: str
@@ -64,9 +65,9 @@ def serve(
     output: Connection,
 ) -> None:
     """Run the function and send back what comes of it: reports, what it prints, and its value or failure."""
-    _die_with_parent()
+    _die_with_server()
     os.setpgid(0, 0)  # a group of its own, so that all that it starts can be ended with it
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     for descriptor in (1, 2):
         os.dup2(output.fileno(), descriptor)
@@ -78,18 +79,26 @@ def serve(
     if options.memory_limit_bytes:
         _limit_memory(options.memory_limit_bytes)
     try:
-        with explaining_a_full_disk():
-            result = function(*arguments, lambda report: events.send(("report", report, 0)))
+        result = function(*arguments, lambda report: events.send(("report", report, 0)))
         events.send(("returned", result, _peak_memory_bytes()))
     except Exception as error:  # whatever it is, it has to cross the process border
         events.send(("failed", _describe(error), _peak_memory_bytes()))
 
 
-def _die_with_parent() -> None:
+def _die_with_server() -> None:
+    from tasks.core.preload import SERVER
+
     # Every child gets a copy of the server's lifeline, and would keep the server alive without the flow's process.
     os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]
+    signal_on_death_of(SERVER, signal.SIGKILL)
+
+
+def signal_on_death_of(parent: int, number: signal.Signals) -> None:
+    """Have this process get a signal when its parent dies, or at once where that has happened."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), number)
 
 
 def _see_one_accelerator(place: int) -> None:
@@ -133,6 +142,8 @@ def _describe(error: Exception) -> Failure:
     if is_out_of_memory(error):
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
         return Failure(kind="out_of_memory", message=first_line, trace=trace)
+    if is_disk_full(error):
+        return Failure(kind="disk_full", message=str(error), trace=trace)
     if isinstance(error, AlignError):
         kind = "stopped" if isinstance(error, Stopped) else "stage"
         return Failure(kind=kind, message=str(error), trace=trace)

@@ -18,7 +18,7 @@ from tasks.execution import Execution
 from tasks.making import find_or_make
 from tasks.provenance import provenance
 from tasks.store import ArtifactStore
-from tasks.telling import Teller
+from tasks.telling import Teller, publish
 
 
 @task(name="evaluate", task_run_name="evaluate {stage.checkpoint.name}", cache_policy=NO_CACHE)
@@ -51,8 +51,7 @@ def _measure_and_publish(
         teller.report,
         teller.line,
     )
-    _show(stage, result)
-    return store.publish(
+    manifest = store.publish(
         folder,
         name=name,
         kind="evaluation",
@@ -62,6 +61,8 @@ def _measure_and_publish(
         metrics={name: estimate.value for name, estimate in result.estimates().items()},
         **provenance(execution),
     )
+    _show(stage, result)
+    return manifest
 
 
 def _show(stage: EvaluationInput, result: EvaluationResult) -> None:
@@ -75,6 +76,5 @@ def _show(stage: EvaluationInput, result: EvaluationResult) -> None:
         }
         for name, figure in result.estimates().items()
     ]
-    create_table_artifact(
-        rows, key=f"evaluation-{stage.checkpoint.name}", description=f"Held-out figures of {stage.checkpoint.name}"
-    )
+    name = stage.checkpoint.name
+    publish(create_table_artifact, rows, key=f"evaluation-{name}", description=f"Held-out figures of {name}")

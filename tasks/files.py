@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import secrets
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,25 +21,32 @@ _NO_SPACE = ("no space left on device", "disk quota exceeded", "pytorchstreamwri
 def replace_file(path: Path, text: str) -> None:
     """Write a file whole: whoever reads it, also after a crash, finds the old content or the new, never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}{_UNFINISHED}")
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_UNFINISHED}")
     try:
-        with unfinished.open("w", encoding="utf-8") as file:
+        with unfinished.open("x", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         unfinished.rename(path)
-    except OSError:
+    except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
 
 
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder survive a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def sweep(folder: Path) -> None:
+    """Remove what processes that died while they wrote have left in a folder that nobody else writes to."""
+    for path in folder.glob(f".*{_UNFINISHED}"):
+        path.unlink(missing_ok=True)
+
+
+def sync(folder: Path) -> None:
+    """Make a folder, with all that it holds, survive a loss of power."""
+    for path in (*folder.rglob("*"), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def list_files(folder: Path, leave_out: str) -> tuple[FileEntry, ...]:
@@ -75,8 +83,11 @@ def file_digest(path: Path) -> str:
 
 
 @contextmanager
-def explaining_a_full_disk() -> Iterator[None]:
+def explaining_a_full_disk(place: Path) -> Iterator[None]:
     """Turn whatever a library says of a full disk into one message; other errors go on their way.
+
+    Args:
+        place: A folder on the disk that is written to.
 
     Raises:
         StageError: the disk, or what a quota allows of it, is full.
@@ -84,9 +95,10 @@ def explaining_a_full_disk() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if is_disk_full(error):
-            remedy = "free space and run again; what was trained is kept"
-            raise StageError(f"the disk is full ({str(error).splitlines()[0]}); {remedy}") from error
+        if not isinstance(error, StageError) and is_disk_full(error):
+            remedy = "free space, or set ALIGN_HOME to another disk, and run again; what was trained is kept"
+            said = next(iter(str(error).splitlines()), type(error).__name__)
+            raise StageError(f"the disk of {place} is full ({said}); {remedy}") from error
         raise
 
 

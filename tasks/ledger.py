@@ -54,7 +54,7 @@ def plan_attempt(
         StageError: one row alone did not fit, with activations recomputed.
     """
     settings = execution.settings
-    sizes = {wanted: _too_large(attempts, wanted) for wanted in (False, True)}
+    sizes = {wanted: _too_large(attempts, wanted, execution.run) for wanted in (False, True)}
     checkpointing = settings.gradient_checkpointing or bool(fit and fit.gradient_checkpointing) or 1 in sizes[False]
     if 1 in sizes[checkpointing]:
         raise StageError(_advice(asked, attempts, execution))
@@ -74,12 +74,19 @@ def plan_attempt(
     )
 
 
-def _too_large(attempts: tuple[Attempt, ...], checkpointing: bool) -> set[int]:
-    """Micro-batches that ran out of memory, with or without recomputing activations."""
-    comparable = [each for each in attempts if each.gradient_checkpointing == checkpointing]
-    killed = [each.per_device_train_batch_size for each in comparable if each.outcome == "killed"]
-    failed = {each.per_device_train_batch_size for each in comparable if each.outcome == "out_of_memory"}
-    return failed | {rows for rows in killed if killed.count(rows) > 1}
+def _too_large(attempts: tuple[Attempt, ...], checkpointing: bool, run: str) -> set[int]:
+    """Micro-batches that ran out of memory, with or without recomputing activations.
+
+    Of earlier runs neither kills count, which may have had other reasons, nor single rows: there may be more memory.
+    """
+    sizes = []
+    for each in attempts:
+        rows = each.per_device_train_batch_size
+        counts = each.run == run or (each.outcome == "out_of_memory" and rows > 1)
+        if counts and each.gradient_checkpointing == checkpointing:
+            sizes += [(rows, each.outcome)]
+    killed = [rows for rows, outcome in sizes if outcome == "killed"]
+    return {rows for rows, outcome in sizes if outcome == "out_of_memory" or killed.count(rows) > 1}
 
 
 def _advice(asked: Training, attempts: tuple[Attempt, ...], execution: Execution) -> str:
@@ -103,9 +110,12 @@ def _advice(asked: Training, attempts: tuple[Attempt, ...], execution: Execution
 class AttemptRecorder:
     """Context of one attempt: on entering it is noted as running, on leaving with how it ended."""
 
-    def __init__(self, workspace: Path, plan: TrainingPlan, listener: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self, workspace: Path, plan: TrainingPlan, run: str, listener: Callable[[dict[str, Any]], None]
+    ) -> None:
         self._workspace = workspace
         self._plan = plan
+        self._run = run
         self._listener = listener
         self._first_step: int | None = None
         self._step = 0
@@ -143,6 +153,7 @@ class AttemptRecorder:
             per_device_train_batch_size=self._plan.per_device_train_batch_size,
             gradient_accumulation_steps=self._plan.gradient_accumulation_steps,
             gradient_checkpointing=self._plan.gradient_checkpointing,
+            run=self._run,
             started=self._started,
             seconds=time.monotonic() - self._clock,
             outcome=outcome,

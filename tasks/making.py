@@ -16,6 +16,7 @@ from models.contract import Contract
 from tasks.child_main import ChildOptions
 from tasks.execution import Execution
 from tasks.files import explaining_a_full_disk
+from tasks.ledger import read_attempts
 from tasks.provenance import version_changes
 from tasks.store import ArtifactStore
 from tasks.telling import Teller
@@ -33,7 +34,7 @@ def find_or_make(
 ) -> Made:
     """Take the finished folder of that name, or make and publish it.
 
-    A checkpoint of a stage that the run is to force is made anew, unless this very run has made it.
+    A checkpoint of a stage that the run is to force, or its evaluation, is made anew, unless this very run has made it.
 
     Args:
         kind: What the folder holds.
@@ -50,18 +51,20 @@ def find_or_make(
     path = store.folder(kind, name)
     teller = Teller(title or name)
     holder = f"run {execution.run} (process {os.getpid()})"
-    with store.lock(kind, name, holder, teller.waiting):
+    with explaining_a_full_disk(store.home), store.lock(kind, name, holder, teller.waiting):
         found = store.find(kind, name)
-        forced = name.partition("-")[0] in execution.force
-        if found and (found.run == execution.run or not forced):
-            store.discard_partial(kind, name)  # of a process that died between publishing and clearing up
+        if found and read_attempts(store.partial(kind, name)) == found.attempts:
+            store.discard_partial(kind, name)  # its maker died between publishing and clearing up
+        if found and (found.run == execution.run or not _is_forced(name, title, execution)):
             teller.cached(path, found, version_changes(found.versions))
             return cast(Made, Completed(name="Cached", data=read(path, found), message=f"{path.name} is there already"))
-        with (
-            store.slot(execution.parallel_stages, holder, teller.waiting) as place,
-            teller.failing(),
-            explaining_a_full_disk(),
-        ):
+        with store.slot(execution.parallel_stages, holder, teller.waiting) as place, teller.failing():
             made = make(store, teller, ChildOptions.of(execution, place))
-        teller.completed(path, made)
+        teller.completed(path, made, found)
         return read(path, made)
+
+
+def _is_forced(name: str, title: str, execution: Execution) -> bool:
+    """A checkpoint of a stage to force, or its evaluation: `dpo-0123…`, `evaluation-of-dpo-0123…`."""
+    stage = (title or name).removeprefix("evaluation-of-").partition("-")[0]
+    return stage in execution.force

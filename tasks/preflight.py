@@ -19,9 +19,11 @@ from settings.machine import Machine, inspect_machine, resolve_precision
 from settings.settings import Settings
 from tasks.base_model_check import BaseModelFacts, check_base_model
 from tasks.dataset_check import DatasetCheck, Table, check_leakage, noting, read_tables, training_sections
+from tasks.execution import plan_execution
+from tasks.forecast import stage_inputs
+from tasks.store import ArtifactStore
 
 _BYTES_PER_WEIGHT: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
-_FULL_CHECKPOINTS = 6  # copies of the weights in two trainer checkpoints: weights and two moments of AdamW each
 _TRACKERS = {
     "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "comet_ml": "comet_ml", "trackio": "trackio",
     "swanlab": "swanlab", "clearml": "clearml", "neptune": "neptune", "dvclive": "dvclive", "codecarbon": "codecarbon",
@@ -77,11 +79,11 @@ def preflight(recipe: Recipe, settings: Settings) -> Preflight:
     check_leakage(tables, problems)
     _check_lengths(recipe, model, problems)
     stages = _plan_stages(recipe, tables, problems)
-    needed = _disk_bytes(recipe, model, precision or "fp32")
-    with noting(problems):
-        _check_disk(settings, needed)
     if problems or machine is None or precision is None:
         raise InputError("\n".join(problems))
+    checks = [table.check for table in tables.values()]
+    needed = _disk_bytes(recipe, model, precision, settings, _missing(recipe, checks, settings))
+    _check_disk(settings, needed)
     return Preflight(
         machine=machine,
         precision=precision,
@@ -163,11 +165,23 @@ def _steps(stage: Stage, section: Training, data: DatasetCheck) -> int:
     return math.ceil(section.num_train_epochs * math.ceil(data.rows / rows_per_step))
 
 
-def _disk_bytes(recipe: Recipe, model: BaseModelFacts, precision: Precision) -> int:
+def _missing(recipe: Recipe, checks: list[DatasetCheck], settings: Settings) -> set[Stage]:
+    """The base model and the stages that are not there yet."""
+    store = ArtifactStore(settings.home)
+    inputs = list(stage_inputs(recipe, checks, plan_execution(recipe, settings)))
+    stages = {stage.stage for stage in inputs if not store.folder("checkpoint", stage.name).exists()}
+    return stages if inputs[0].policy.path.exists() else {"base", *stages}
+
+
+def _disk_bytes(
+    recipe: Recipe, model: BaseModelFacts, precision: Precision, settings: Settings, missing: set[Stage]
+) -> int:
     """The converted base model, each stage's merged model, and trainer checkpoints of a full fine-tuning."""
-    sections = training_sections(recipe).values()
-    copies = 1 + len(sections) + (_FULL_CHECKPOINTS if any(section.lora is None for section in sections) else 0)
-    return copies * (model.parameters or 0) * _BYTES_PER_WEIGHT[precision]
+    merged = len(missing) * _BYTES_PER_WEIGHT[precision]
+    full = any(section.lora is None for stage, section in training_sections(recipe).items() if stage in missing)
+    # One more than is kept, since the oldest goes last; weights and two moments of AdamW in float32.
+    trained = (settings.checkpoints_kept + 1) * 3 * 4 if full else 0
+    return (merged + trained) * (model.parameters or 0)
 
 
 def _check_disk(settings: Settings, needed: int) -> None:

@@ -1,6 +1,7 @@
 """How a flow run keeps its record: opened before the first stage, closed by whatever ends it, continued on a retry."""
 
 import secrets
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,14 @@ from models.errors import InputError
 from models.recipe import Recipe
 from models.run import RunRecord, RunState
 from settings.settings import load_settings
-from tasks.run_record import read_run, save_run, this_process
+from tasks.run_record import (
+    hold_run,
+    is_at_work_elsewhere,
+    read_run,
+    refuse_unless_unfinished,
+    release_run,
+    save_run,
+)
 from tasks.stopping import stop_stages_on_signals
 from tasks.store import utc_now
 
@@ -25,23 +33,20 @@ def open_run(
     """Start the record of the current flow run; a resumed or retried run goes on with the record that it has.
 
     Raises:
-        InputError: there is no run of the name in `resume`, or it is one of another recipe.
+        InputError: the run named in `resume` is not there, is at work, completed or one of another recipe; or `force`
+            names a stage that the recipe does not have.
     """
     flow_run = _current_flow_run()
-    known = _run_to_resume(resume, recipe, home) if resume else _run_of_flow_run(flow_run, home)
+    known = _run_to_resume(resume, recipe, home) if resume else _run_of_flow_run(flow_run, recipe, home)
     if known:
-        ending = {"state": "running", "error": "", "finished": None, "process": this_process()}
-        record = known.model_copy(update=ending)
+        record = known.model_copy(update={"state": "running", "error": "", "finished": None})
     else:
+        _refuse_impossible_force(force, recipe)
+        name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{flow_run[:8]}"
         record = RunRecord(
-            id=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{flow_run[:8]}",
-            state="running",
-            recipe=recipe,
-            recipe_name=recipe_name,
-            force=force,
-            process=this_process(),
-            started=utc_now(),
+            id=name, state="running", recipe=recipe, recipe_name=recipe_name, force=force, started=utc_now()
         )
+    hold_run(record.id, home)
     save_run(record, home)
     stop_stages_on_signals(lambda reason: _close(record.id, home, "cancelled", reason), flow_run)
     return record
@@ -51,9 +56,12 @@ def close_failed(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> 
     """Prefect hook: note in the record how a run ended that did not complete."""
     home = load_settings().home
     endings: dict[str, RunState] = {"FAILED": "failed", "CRASHED": "crashed", "CANCELLED": "cancelled"}
-    resumed = flow_run.parameters.get("resume")
-    name = resumed or next((record.id for record in [_run_of_flow_run(str(flow_run.id), home)] if record), None)
-    if name:
+    name = flow_run.parameters.get("resume")
+    recipe = Recipe.model_validate(flow_run.parameters["recipe"])
+    if not name:
+        known = _run_of_flow_run(str(flow_run.id), recipe, home)
+        name = known.id if known else None
+    if name and not is_at_work_elsewhere(name, home):
         _close(name, home, endings.get(state.type.value, "failed"), state.message or "")
 
 
@@ -63,24 +71,33 @@ def _close(name: str, home: Path, state: RunState, reason: str) -> bool:
     was_running = record.state == "running"
     if was_running:
         save_run(record.model_copy(update={"state": state, "error": reason, "finished": utc_now()}), home)
+    release_run(name)
     return was_running
 
 
 def _run_to_resume(name: str, recipe: Recipe, home: Path) -> RunRecord:
     record = read_run(home / "runs" / name)
+    refuse_unless_unfinished(record, home)
     if record.recipe != recipe:
         raise InputError(f"resume: run {name} has another recipe; leave `resume` empty to start a new run")
     return record
 
 
-def _run_of_flow_run(flow_run: str, home: Path) -> RunRecord | None:
+def _run_of_flow_run(flow_run: str, recipe: Recipe, home: Path) -> RunRecord | None:
     """The record that an earlier try of the same flow run has opened, where it can still be read."""
     for path in (home / "runs").glob(f"*-{flow_run[:8]}"):
-        try:
-            return read_run(path)
-        except InputError:
-            continue
+        with suppress(InputError):
+            record = read_run(path)
+            if record.recipe == recipe:
+                return record
     return None
+
+
+def _refuse_impossible_force(force: tuple[Stage, ...], recipe: Recipe) -> None:
+    stages = [stage for stage in ("sft", "reward", "dpo", "grpo") if getattr(recipe, stage)]
+    for stage in force:
+        if stage not in stages:
+            raise InputError(f"force: the recipe has no stage '{stage}' to train; it has {', '.join(stages)}")
 
 
 def _current_flow_run() -> str:

@@ -11,11 +11,13 @@ from models.artifacts import Checkpoint, Manifest
 from models.evaluation import EvaluationResult
 from models.run import RunRecord, StageOutcome
 from tasks.execution import Execution
+from tasks.files import replace_file
 from tasks.progress import Progress, announce
 from tasks.reporting.page import render_report
 from tasks.reporting.verdict import verdict
-from tasks.run_record import save_run
+from tasks.run_record import release_run, save_run
 from tasks.store import read_manifest, utc_now
+from tasks.telling import publish
 
 
 @task(name="report", cache_policy=NO_CACHE)
@@ -43,8 +45,9 @@ def report(
         }
     )
     curves: dict[str, list[dict[str, float]]] = {checkpoint.stage: _history(checkpoint) for checkpoint in checkpoints}
-    path.write_text(render_report(finished, curves, manifests | _dataset_manifests(manifests, home)), encoding="utf-8")
+    replace_file(path, render_report(finished, curves, manifests | _dataset_manifests(manifests, home)))
     save_run(finished, home)
+    release_run(run.id)
     _show(finished, path)
     announce(Progress(stage=f"report-{run.id}", phase="completed"))
     return finished
@@ -70,10 +73,14 @@ def _dataset_manifests(manifests: dict[str, Manifest], home: Path) -> dict[str, 
 
 def _show(run: RunRecord, path: Path) -> None:
     """The verdict, the table of figures and the link to the report in the Prefect UI."""
-    create_markdown_artifact(f"# {run.id}\n\n{verdict(run)}\n", key="verdict", description=f"What {run.id} taught")
+    publish(
+        create_markdown_artifact, f"# {run.id}\n\n{verdict(run)}\n", key="verdict", description=f"What {run.id} taught"
+    )
     rows = [
         {"model": result.checkpoint.name} | {name: str(figure) for name, figure in result.estimates().items()}
         for result in run.evaluations
     ]
-    create_table_artifact(rows, key="held-out-figures", description=f"Figures of {run.id} with 95 % intervals")
-    create_link_artifact(path.as_uri(), link_text="report.html", key="report", description=f"Report of {run.id}")
+    publish(create_table_artifact, rows, key="held-out-figures", description=f"Figures of {run.id} with 95 % intervals")
+    publish(
+        create_link_artifact, path.as_uri(), link_text="report.html", key="report", description=f"Report of {run.id}"
+    )

@@ -1,17 +1,21 @@
-"""The records of runs, as they lie in the artifact root: read, written, found."""
+"""The records of runs, as they lie in the artifact root: read, written, found, and held by the process at work."""
 
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 
-import psutil
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from models.errors import InputError
-from models.run import Process, RunRecord
-from tasks.files import replace_file
+from models.run import RunRecord
+from tasks.files import replace_file, sweep
 
 RECORD = "run.json"
+
+_held: dict[str, FileLock] = {}
+"""Locks of the runs that this process carries out; the system releases them when it dies."""
 
 
 def read_run(path: Path) -> RunRecord:
@@ -45,48 +49,89 @@ def all_runs(home: Path) -> tuple[list[RunRecord], list[str]]:
 
 
 def unfinished_run(home: Path, wanted: str | None) -> RunRecord:
-    """The run to go on with: the one whose name begins or ends so, or the newest that did not complete.
+    """The run to go on with: the one whose name begins or ends so, or the last to end that did not complete.
 
     Raises:
         InputError: there is none, it is completed or still at work, or the name means several.
     """
     records, _ = all_runs(home)
     if wanted is None:
-        unfinished = (record for record in records if standing(record) not in ("completed", "running"))
-        found = next(unfinished, None)
-        if found is None:
+        unfinished = [record for record in records if standing(record, home) not in ("completed", "running")]
+        if not unfinished:
             raise InputError(f"there is no unfinished run in {home}; `align run RECIPE` starts one")
-        return found
+        return max(unfinished, key=lambda record: record.finished or record.started)
     matches = [record for record in records if record.id.startswith(wanted) or record.id.endswith(wanted)]
     if len(matches) != 1:
         rule = "means several runs" if matches else "means no run"
         names = ", ".join(record.id for record in matches or records) or "none yet"
         raise InputError(f"'{wanted}' {rule} in {home}; give more of a name: {names}")
-    (record,) = matches
-    if standing(record) == "completed":
+    refuse_unless_unfinished(matches[0], home)
+    return matches[0]
+
+
+def refuse_unless_unfinished(record: RunRecord, home: Path) -> None:
+    """Refuse to go on with a run that is completed or still at work.
+
+    Raises:
+        InputError: it is.
+    """
+    if standing(record, home) == "completed":
         raise InputError(f"run {record.id} is completed; there is nothing to resume")
-    if standing(record) == "running" and record.process:
-        process = f"process {record.process.pid} on {record.process.host}"
-        raise InputError(f"run {record.id} is still at work ({process}); wait for it, or stop that process first")
-    return record
+    if standing(record, home) == "running":
+        raise InputError(f"run {record.id} is still at work ({holder(record.id, home)}); wait for it, or stop it first")
 
 
-def standing(record: RunRecord) -> str:
-    """Where a run stands: its recorded state, but `died` where that is `running` and its process is gone."""
-    return "died" if record.state == "running" and not _is_alive(record.process) else record.state
+def standing(record: RunRecord, home: Path) -> str:
+    """Where a run stands: its recorded state, but `died` where that is `running` and no process is at work on it."""
+    return "died" if record.state == "running" and not is_at_work(record.id, home) else record.state
 
 
-def this_process() -> Process:
-    """What a record says of the process that carries out its run."""
-    return Process(host=socket.gethostname(), pid=os.getpid(), started=psutil.Process().create_time())
+def hold_run(name: str, home: Path) -> None:
+    """Say that this process is at work on a run, until it releases it or dies.
 
-
-def _is_alive(process: Process | None) -> bool:
-    """On another machine it is taken to be."""
-    if process is None or process.host != socket.gethostname():
-        return process is not None
+    Raises:
+        InputError: another process is.
+    """
+    path = _lock_path(name, home)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, thread_local=False)
     try:
-        found = psutil.Process(process.pid)
-        return found.create_time() == process.started and found.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"run {name} is still at work ({holder(name, home)}); wait for it, or stop it first") from None
+    _held[name] = lock
+    sweep(home / "runs" / name)
+    with suppress(OSError):
+        path.with_suffix(".holder").write_text(f"process {os.getpid()} on {socket.gethostname()}")
+
+
+def release_run(name: str) -> None:
+    """Say that this process is not at work on a run any more."""
+    if name in _held:
+        _held.pop(name).release()
+
+
+def is_at_work(name: str, home: Path) -> bool:
+    """Whether a living process carries out the run."""
+    if name in _held or not _lock_path(name, home).exists():
+        return name in _held
+    try:
+        with FileLock(_lock_path(name, home), thread_local=False).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def is_at_work_elsewhere(name: str, home: Path) -> bool:
+    """Whether another process carries out the run."""
+    return name not in _held and is_at_work(name, home)
+
+
+def holder(name: str, home: Path) -> str:
+    """The process that is at work on a run, where it can be told."""
+    path = _lock_path(name, home).with_suffix(".holder")
+    return path.read_text() if path.exists() else "another process"
+
+
+def _lock_path(name: str, home: Path) -> Path:
+    return home / ".locks" / f"run-{name}.lock"

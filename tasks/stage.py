@@ -77,7 +77,7 @@ def _train(
     earlier = read_attempts(workspace)
     plan = plan_attempt(stage.hyperparameters, earlier, execution, recall(stage, execution))
     teller.attempt(plan, workspace / "log.txt")
-    with AttemptRecorder(workspace, plan, teller.report) as attempt:
+    with AttemptRecorder(workspace, plan, execution.run, teller.report) as attempt:
         done, attempt.peak_memory_bytes = run_in_child(
             train, (stage, plan, workspace), options, attempt.report, teller.line
         )

@@ -4,10 +4,8 @@ Without it a flow that is told to stop would wait for its stages to train to the
 would outlive it.
 """
 
-import ctypes
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,10 +19,20 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled
 
 from tasks.child import stop_all
+from tasks.child_main import signal_on_death_of
+from tasks.closing import closing
 
-_PR_SET_PDEATHSIG = 1
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SECONDS_TO_TELL = 5
+_parent = os.getppid()
+
+Handler = Callable[[int, FrameType | None], Any]
+_last_words: list[Handler] = []
+
+
+def end_by(handler: Handler) -> None:
+    """What a signal does in the end, in place of what Prefect would: a command knows best how to leave."""
+    _last_words[:] = [handler]
 
 
 def stop_stages_on_signals(close: Callable[[str], bool], flow_run: str) -> None:
@@ -36,16 +44,17 @@ def stop_stages_on_signals(close: Callable[[str], bool], flow_run: str) -> None:
         close: Notes in the run's record that it was stopped, and why; returns whether it was still running.
         flow_run: Prefect's id of the run.
     """
+    closing.clear()
     if threading.current_thread() is not threading.main_thread():
         return
-    for number in _SIGNALS:
+    for number in SIGNALS:
         previous = signal.getsignal(number)
         if isinstance(previous, _Stop):  # of an earlier run of this process
             previous = previous.previous
         if previous is not signal.SIG_IGN:
             signal.signal(number, _Stop(close, flow_run, previous))
-    if _by_worker() and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # a worker that is killed says no word
+    if _by_worker():  # which says no word when it is killed
+        signal_on_death_of(_parent, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -58,14 +67,26 @@ class _Stop:
     """What handled the signal before, and goes on with it."""
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
+        try:
+            self._end_stages(number)
+        finally:
+            self._go_on(number, frame)
+
+    def _end_stages(self, number: int) -> None:
         stop_all()
         reason = f"stopped by {signal.Signals(number).name}"
-        if self.close(reason) and PREFECT_API_URL.value() and not _by_worker():  # a worker tells the API itself
+        was_running = False
+        with suppress(Exception):  # a full disk, say: the process ends all the same
+            was_running = self.close(reason)
+        if was_running and PREFECT_API_URL.value() and not _by_worker():  # a worker tells the API itself
             telling = threading.Thread(target=_tell_api, args=(self.flow_run, reason), daemon=True)
             telling.start()
             telling.join(_SECONDS_TO_TELL)
-        if callable(self.previous):
-            self.previous(number, frame)
+
+    def _go_on(self, number: int, frame: FrameType | None) -> None:
+        handler = next(iter(_last_words), self.previous)
+        if callable(handler):
+            handler(number, frame)
         else:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

@@ -3,7 +3,7 @@
     base/<id>/  datasets/<id>/  evaluations/<id>/  checkpoints/<stage>-<id>/   finished: manifest.json was written last
     <kind>/.partial/<name>/                                                    being made; resumed after a failure
     <kind>/.damaged/<name>-<time>/                                             moved aside by a failed verification
-    <kind>/.replaced/<name>-<time>/                                            moved aside for one made anew by force
+    <kind>/.replaced/<name>-<time>/                                            moved aside for one made anew
     runs/<id>/                                                                 resolved recipe and report of each run
 
 A finished folder appears by one rename, so there is no moment at which half of one could be taken for a whole.
@@ -23,7 +23,8 @@ from pydantic import ValidationError
 from models.artifacts import SCHEMA_VERSION, Kind, Manifest, Stage
 from models.errors import DamagedArtifact, InputError
 from models.fingerprint import ID_LENGTH, fingerprint
-from tasks.files import differences, list_files, replace_file, sync_folder
+from tasks.closing import stop_if_closing
+from tasks.files import differences, list_files, replace_file, sync
 
 MANIFEST = "manifest.json"
 Waiting = Callable[[str], None]
@@ -80,8 +81,8 @@ class ArtifactStore:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
             self._set_aside(target, "replaced")
+        sync(content)
         content.rename(target)
-        sync_folder(target.parent)
         return written
 
     def discard_partial(self, kind: Kind, name: str) -> None:
@@ -97,6 +98,9 @@ class ArtifactStore:
             name: The folder's name.
             holder: Who asks for it, as others that have to wait are told.
             waiting: Called where another one holds the right.
+
+        Raises:
+            Stopped: this process is to end while it waits.
         """
         name = f"{kind}-{name}"
         with self._first_free([name], holder, lambda: waiting(f"{self._holder(name)}, which makes it")):
@@ -123,10 +127,12 @@ class ArtifactStore:
         if name is None:
             waiting()
         while name is None:
+            stop_if_closing()
             time.sleep(_SECONDS_BETWEEN_TRIES)
             name = _try_all(locks)
         try:
-            (self._locks / f"{name}.holder").write_text(holder)
+            with suppress(OSError):  # for others to read; on a full disk they do without
+                (self._locks / f"{name}.holder").write_text(holder)
             yield name
         finally:
             locks[name].release()

@@ -52,7 +52,7 @@ class Teller:
         self._log = log
         rows, steps = plan.per_device_train_batch_size, plan.gradient_accumulation_steps
         self._say("info", f"micro-batch {rows}, accumulation {steps}, on {plan.device}")
-        self._progress_id = self._publish(
+        self._progress_id = publish(
             create_progress_artifact, 0.0, key=f"progress-{self._name}", description=f"Training of {self._name}"
         )
         announce(Progress(stage=self._name, phase="starting"))
@@ -66,7 +66,7 @@ class Teller:
             self._say("info", _describe(progress))
             if progress.total_steps and self._progress_id:
                 share = 100.0 * progress.step / progress.total_steps
-                self._publish(update_progress_artifact, self._progress_id, progress=share)
+                publish(update_progress_artifact, self._progress_id, progress=share)
 
     def line(self, text: str) -> None:
         """The training process printed a line."""
@@ -86,12 +86,14 @@ class Teller:
             )
             raise
 
-    def completed(self, path: Path, manifest: Manifest) -> None:
-        """It is published."""
+    def completed(self, path: Path, manifest: Manifest, replaced: Manifest | None) -> None:
+        """It is published, in place of another one where a stage was forced."""
         self._say("info", f"published {path}")
+        if replaced and _weights(replaced) != _weights(manifest):
+            self._say("warning", "weights differ from the replaced ones; force what was made from those, too")
         announce(Progress(stage=self._name, phase="completed", metrics=manifest.metrics))
         if self._progress_id:
-            self._publish(update_progress_artifact, self._progress_id, progress=100.0)
+            publish(update_progress_artifact, self._progress_id, progress=100.0)
         self._show(path, manifest)
 
     def _show(self, path: Path, manifest: Manifest) -> None:
@@ -99,20 +101,25 @@ class Teller:
         if manifest.kind not in ("base", "checkpoint"):
             return
         rows = [{"metric": name, "value": f"{value:.6g}"} for name, value in manifest.metrics.items()]
-        self._publish(create_link_artifact, path.as_uri(), link_text=path.name, key=f"folder-{self._name}")
-        self._publish(create_markdown_artifact, _card(self._name, manifest), key=f"checkpoint-{self._name}")
-        self._publish(create_table_artifact, rows, key=f"metrics-{self._name}", description=f"Figures of {self._name}")
-
-    def _publish(self, publish: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """Call the Prefect API; what it is told is a service, for whose failure no stage may fail."""
-        try:
-            return publish(*arguments, **options)
-        except Exception as error:
-            self._say("warning", f"the Prefect API did not take an artifact: {error}")
-            return None
+        publish(create_link_artifact, path.as_uri(), link_text=path.name, key=f"folder-{self._name}")
+        publish(create_markdown_artifact, _card(self._name, manifest), key=f"checkpoint-{self._name}")
+        publish(create_table_artifact, rows, key=f"metrics-{self._name}", description=f"Figures of {self._name}")
 
     def _say(self, level: str, message: str) -> None:
         self._logger.log(logging.getLevelNamesMapping()[level.upper()], "%s: %s", self._name, message)
+
+
+def publish(create: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Show an artifact in Prefect; that is a service, for whose failure no stage may fail."""
+    try:
+        return create(*arguments, **options)
+    except Exception as error:
+        get_run_logger().warning("the Prefect API did not take an artifact: %s", error)
+        return None
+
+
+def _weights(manifest: Manifest) -> list[str]:
+    return [entry.sha256 for entry in manifest.files if entry.path.endswith(".safetensors")]
 
 
 def _describe(progress: Progress) -> str:

@@ -95,7 +95,7 @@ def lasting_recipe(tiny_model: Path, tiny_data: Path) -> Recipe:
     """Stages that are long enough to die in, with dropout, several epochs and shared completions."""
     lora = {"lora": {"dropout": 0.1}}
     changes: dict[str, Any] = {stage: {"max_steps": steps, **lora} for stage, steps in STEPS.items()}
-    changes["grpo"] |= {"num_iterations": 2}
+    changes["grpo"] |= {"num_iterations": 2, "dataset": {"path": str(tiny_data / "prompts.jsonl"), "max_rows": 4}}
     return Recipe.model_validate(tiny_recipe(tiny_model, tiny_data, **changes))
 
 

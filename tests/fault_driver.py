@@ -49,6 +49,8 @@ class Fault:
         self._done = self._how["victim"] == "child"  # the run goes on by itself
         if self._how["victim"] in ("flow", "both"):
             os.kill(os.getpid(), number)
+        if self._how["victim"] == "group":  # as a terminal does when it is closed, or for Ctrl-C
+            os.killpg(0, number)
 
 
 def fill_disk(filler: Path) -> None:

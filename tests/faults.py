@@ -69,6 +69,7 @@ class Scene:
         self.note = note or home.parent / "step"
         shutil.copytree(finished, home, dirs_exist_ok=True)
         shutil.rmtree(home / "runs")
+        shutil.rmtree(home / ".locks")
         self.recipe_file = write_recipe(home.parent / "faulty.yaml", recipe.model_dump(mode="json"))
         self.before: dict[str, Manifest] = {}
 
@@ -117,11 +118,15 @@ class Scene:
         seen = int(self.note.read_text()) if self.note.exists() else 0
         return Aftermath(process.returncode, said, seen, time.monotonic() - ended)
 
+    def flow_process(self) -> psutil.Process:
+        """The process that carries out the run."""
+        (held,) = self.home.glob(".locks/run-*.holder")
+        return psutil.Process(int(held.read_text().split()[1]))
+
     def training_process(self, stage: str) -> psutil.Process:
         """The process that trains a stage, once it has saved its first checkpoint."""
         wait_until(lambda: [*self.home.glob(f"checkpoints/.partial/{stage}-*/trainer/checkpoint-2/seal.json")], 120)
-        (record,) = self.home.glob("runs/*/run.json")
-        flow = psutil.Process(json.loads(record.read_text())["process"]["pid"])
+        flow = self.flow_process()
         return max(flow.children(recursive=True), key=lambda process: process.cpu_times().user)
 
     def run_again(self) -> RunRecord:

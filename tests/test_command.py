@@ -30,9 +30,10 @@ from models.recipe import Recipe
 from models.run import RunRecord, StageOutcome
 from settings.recipes import build_recipe
 from tasks.progress import Progress, announce
-from tasks.run_record import save_run, standing, this_process
+from tasks.run_record import hold_run, release_run, save_run, standing
 from tasks.store import ArtifactStore
 
+ROOT = Path(__file__).resolve().parent.parent
 REMOVED = object()
 TRAINING = {f"{a} + {b}": str(a + b) for a in range(1, 5) for b in range(1, 5)}
 HELD_OUT = {f"{a} + {a}": str(2 * a) for a in range(10, 18)}
@@ -406,35 +407,46 @@ def test_resume_goes_on_with_the_newest_unfinished_run(
 
 
 @pytest.mark.parametrize(
-    ("update", "wanted", "says"),
+    ("state", "wanted", "says"),
     [
-        ({"state": "completed"}, [], "there is no unfinished run"),
-        ({"state": "completed"}, ["20260101"], "is completed"),
-        ({"state": "running", "process": this_process()}, ["20260101"], "still at work"),
-        ({"state": "running", "process": this_process()}, [], "there is no unfinished run"),
-        ({}, ["2027"], "'2027' means no run"),
+        ("completed", [], "there is no unfinished run"),
+        ("completed", ["20260101"], "is completed"),
+        ("running", ["20260101"], "still at work (process"),
+        ("running", [], "there is no unfinished run"),
+        ("failed", ["2027"], "'2027' means no run"),
     ],
 )
 def test_what_cannot_be_resumed(
     project: Path,
     unfinished: RunRecord,
     capsys: pytest.CaptureFixture[str],
-    update: dict[str, Any],
+    state: str,
     wanted: list[str],
     says: str,
 ) -> None:
-    save_run(unfinished.model_copy(update=update), project / "home")
-    assert main(["resume", *wanted]) == 2
+    save_run(unfinished.model_copy(update={"state": state}), project / "home")
+    hold_run(unfinished.id, project / "home")
+    try:
+        assert main(["resume", *wanted]) == 2
+    finally:
+        release_run(unfinished.id)
     assert says in capsys.readouterr().err
 
 
-def test_a_run_whose_process_is_gone_died(unfinished: RunRecord) -> None:
-    ended = this_process().model_copy(update={"pid": 2**22 + 1})
-    recycled = this_process().model_copy(update={"started": 1.0})
-    for process in (ended, recycled, None):
-        assert standing(unfinished.model_copy(update={"state": "running", "process": process})) == "died"
-    elsewhere = this_process().model_copy(update={"host": "elsewhere"})
-    assert standing(unfinished.model_copy(update={"state": "running", "process": elsewhere})) == "running"
+def test_a_run_that_nobody_holds_died(project: Path, unfinished: RunRecord) -> None:
+    home = project / "home"
+    running = save_run(unfinished.model_copy(update={"state": "running"}), home)
+    assert standing(running, home) == "died"
+    code = (
+        "import sys, time; from pathlib import Path; from tasks.run_record import hold_run\n"
+        "hold_run(sys.argv[1], Path(sys.argv[2])); print('held', flush=True); time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, running.id, home], cwd=ROOT, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"held\n"
+        assert standing(running, home) == "running"
+        process.kill()
+    assert standing(running, home) == "died"
 
 
 @pytest.mark.parametrize(

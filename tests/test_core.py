@@ -340,22 +340,24 @@ def in_child(function: Callable[..., TrainingResult], *arguments: Any) -> Traini
 def test_a_killed_stage_goes_on_and_ends_with_the_same_weights(
     laboratory: Laboratory, tmp_path: Path, name: str, mode: str
 ) -> None:
-    changes: dict[str, Any] = {"max_steps": 8, "lr_scheduler_type": "cosine"}
     asked = getattr(laboratory.recipe, name)
-    changes["dataset"] = asked.dataset.model_copy(update={"max_rows": 24 if name != "grpo" else 6})  # 3 steps an epoch
+    rows, steps, steps_of_epoch = (6, 12, 6) if name == "grpo" else (32, 8, 4)
+    changes: dict[str, Any] = {"max_steps": steps, "lr_scheduler_type": "cosine"}
+    changes["dataset"] = asked.dataset.model_copy(update={"max_rows": rows})
     changes |= {"num_iterations": 2, "beta": 0.1} if name == "grpo" else {}
     stage = laboratory.stage(name, mode, **changes)
     if mode == "lora":
         dropout = asked.lora.model_copy(update={"dropout": 0.2})
         asked = stage.hyperparameters.model_copy(update={"lora": dropout})
         stage = stage.model_copy(update={"hyperparameters": asked})
-    often = plan(checkpoint_every_steps=3)
+    often = plan(micro=BATCH // 2, checkpoint_every_steps=3)
     door: Callable[..., TrainingResult] = getattr(entry, name)
     whole = in_child(door, stage, often, tmp_path / "whole")
     assert whole.resumed_from_step == 0
     # GRPO's steps share completions in pairs, between which there can be no checkpoint.
-    first, second = (4, 4) if name == "grpo" else (3, 6)
-    for key, moment, saved in (("step", 5, first), ("step", 7, second), ("phase", "merging", 8)):
+    first, second = (4, 8) if name == "grpo" else (3, 6)
+    assert first < steps_of_epoch < second
+    for key, moment, saved in (("step", 5, first), ("step", steps - 1, second), ("phase", "merging", steps)):
         folder = tmp_path / f"killed-{moment}"
         with pytest.raises(StageError, match="SIGKILL"):
             in_child(partial(dying, key, moment, door), stage, often, folder)

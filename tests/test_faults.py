@@ -40,17 +40,20 @@ def seeded_strikes() -> Iterator[Strike]:
     victims = ("child", "flow", "both")
     for stage in STAGES:
         moments = [("training", rng.randint(1, STEPS[stage])) for _ in range(6)]
-        moments += [("merging", 0), ("merging", 0), ("publishing", 0), ("scoring", 0), ("starting", 0)]
+        moments += [("merging", 0), ("merging", 0), ("publishing", 0), ("starting", 0)]
         for number, (phase, step) in enumerate(moments):
             victim = victims[number % 3] if phase != "publishing" else "flow"
-            name = f"evaluation-of-{stage}" if phase == "scoring" else stage
-            yield Strike(name, phase, step, victim, delay=round(rng.uniform(0, 0.15), 3))
+            delay = round(rng.uniform(0, 0.15), 3)
+            yield Strike(stage, phase, step, victim, delay=delay)
+        evaluating = "scoring" if stage == "reward" else "answering"
+        yield Strike(f"evaluation-of-{stage}", evaluating, victim="child")
+        yield Strike(f"evaluation-of-{stage}", evaluating, victim="flow")
     yield Strike("base", "reading the weights", victim="child")
     yield Strike("base", "writing", victim="flow")
 
 
 STRIKES = [*seeded_strikes()]
-SHORT = {1, 6, 13, 17, 26, 35}  # flow in training, child in merging, …: each kind of victim and of moment once
+SHORT = {1, 17, 30, 35}  # flow and both in training, child in the merge, flow in an evaluation
 
 
 def all_or_short(strikes: list[Strike], short: set[int]) -> list[Any]:
@@ -93,13 +96,18 @@ def test_a_kill_costs_no_more_than_the_steps_since_the_last_checkpoint(
     record_property("fault", (f"SIGKILL of {strike.victim}", str(strike), "same weights", lost))
 
 
-@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT", "SIGHUP"])
+@pytest.mark.parametrize(
+    "number", ["SIGTERM", *(pytest.param(each, marks=pytest.mark.faults) for each in ("SIGINT", "SIGHUP"))]
+)
+@pytest.mark.parametrize("victim", ["flow", pytest.param("group", marks=pytest.mark.faults)])
 @pytest.mark.parametrize("stage", ["sft", *(pytest.param(stage, marks=pytest.mark.faults) for stage in STAGES[1:])])
-def test_a_signal_saves_a_checkpoint_first(scene: Scene, stage: str, number: str, record_property: Record) -> None:
+def test_a_signal_saves_a_checkpoint_first(
+    scene: Scene, stage: str, number: str, victim: str, record_property: Record
+) -> None:
     scene.without(stage)
-    end = scene.strike(Strike(stage, "training", 3, "flow", number))
+    end = scene.strike(Strike(stage, "training", 3, victim, number))
     assert end.returncode == 128 + signal.Signals[number]
-    assert "`align resume` goes on from here" in end.said
+    assert "`align resume`, to go on" in end.said
     run = unfinished_run(scene.home, None)
     assert (run.state, run.error) == ("cancelled", f"stopped by {number}")
     resumed = scene.ending(scene.command("resume"))
@@ -108,7 +116,7 @@ def test_a_signal_saves_a_checkpoint_first(scene: Scene, stage: str, number: str
     scene.assert_whole()
     lost = lost_steps(scene.home, Strike(stage, "training"), end)
     assert lost == 0
-    record_property("fault", (f"{number} to flow", f"{stage}, step 3", "same weights", lost))
+    record_property("fault", (f"{number} to {victim}", f"{stage}, step 3", "same weights", lost))
 
 
 @pytest.fixture
@@ -125,36 +133,26 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", disk], check=True)
 
 
-@pytest.mark.parametrize(
-    ("stage", "phase", "step"),
-    [
-        ("sft", "training", 3),
-        ("grpo", "publishing", 0),
-        *(pytest.param(stage, "training", 5, marks=pytest.mark.faults) for stage in STAGES[1:]),
-        *(
-            pytest.param(stage, phase, 0, marks=pytest.mark.faults)
-            for stage in STAGES
-            for phase in ("starting", "merging")
-        ),
-        pytest.param("evaluation-of-dpo", "scoring", 0, marks=pytest.mark.faults),
-    ],
-)
+FULL_DISKS = [
+    Strike("sft", "training", 3, "disk"),
+    Strike("grpo", "publishing", 0, "disk"),
+    *(Strike(stage, "training", 5, "disk") for stage in STAGES[1:]),
+    *(Strike(stage, phase, 0, "disk") for stage in STAGES for phase in ("starting", "merging")),
+    Strike("evaluation-of-dpo", "answering", 0, "disk"),
+    Strike("evaluation-of-dpo", "completed", 0, "disk"),
+]
+
+
+@pytest.mark.parametrize("strike", all_or_short(FULL_DISKS, {0, 1}))
 def test_a_full_disk_loses_nothing(
-    undisturbed: Path,
-    lasting_recipe: Recipe,
-    small_disk: Path,
-    stage: str,
-    phase: str,
-    step: int,
-    record_property: Record,
+    undisturbed: Path, lasting_recipe: Recipe, small_disk: Path, strike: Strike, record_property: Record
 ) -> None:
-    scene = Scene(undisturbed, lasting_recipe, small_disk / "home").without(stage.rpartition("-")[2])
-    filler = small_disk / "filler"
-    strike = Strike(stage, phase, step, "disk")
     note = small_disk.parent / "step"
-    end = scene.strike(strike, filler=str(filler), note=str(note))
+    scene = Scene(undisturbed, lasting_recipe, small_disk / "home", note).without(stage_of(strike))
+    filler = small_disk / "filler"
+    end = scene.strike(strike, filler=str(filler))
     assert end.returncode == 1, end.said
-    assert "the disk is full" in end.said
+    assert f"the disk of {scene.home} is full" in end.said
     assert "Traceback" not in end.said
     filler.unlink()
     scene.run_again()
@@ -175,16 +173,46 @@ def test_two_runs_train_a_stage_once(scene: Scene, record_property: Record) -> N
     record_property("fault", ("two runs racing", "dpo", "trained once", 0))
 
 
+def test_a_run_that_waits_can_be_stopped(scene: Scene, record_property: Record) -> None:
+    scene.without("dpo")
+    first = scene.command("run", str(scene.recipe_file))
+    training = scene.training_process("dpo")
+    training.suspend()
+    second = scene.command("run", str(scene.recipe_file), note=str(scene.home.parent / "step-of-second"))
+    wait_until(lambda: len([*scene.home.glob("runs/*/run.json")]) == 2, 120)
+    second.terminate()
+    assert scene.ending(second).returncode == 128 + signal.SIGTERM
+    training.resume()
+    assert scene.ending(first).returncode == 0
+    scene.assert_whole()
+    record_property("fault", ("SIGTERM to a run that waits", "dpo", "ends at once", 0))
+
+
+@pytest.mark.parametrize("victim", ["flow", pytest.param("child", marks=pytest.mark.faults)])
+def test_two_stages_side_by_side_survive_a_kill(scene: Scene, victim: str, record_property: Record) -> None:
+    strike = Strike("dpo", "training", 5, victim)
+    scene.without("reward").without("dpo")
+    end = scene.strike(strike)
+    assert (end.returncode == 0) == (victim == "child"), end.said
+    scene.run_again()
+    scene.assert_whole()
+    lost = lost_steps(scene.home, strike, end)
+    assert lost <= EVERY_STEPS
+    record_property("fault", (f"SIGKILL of {victim}", "reward model beside DPO, step 5", "same weights", lost))
+
+
 def test_a_run_that_waits_takes_over_from_one_that_dies(scene: Scene, record_property: Record) -> None:
     scene.without("dpo")
     strike = Strike("dpo", "training", 5, "both", delay=1.0)
     first = scene.command("run", str(scene.recipe_file), strike=strike)
     wait_until(lambda: list(scene.home.glob("checkpoints/.partial/dpo-*")), 120)
     second = scene.command("run", str(scene.recipe_file), note=str(scene.home.parent / "step-of-second"))
-    assert scene.ending(first).returncode == -signal.SIGKILL
+    end = scene.ending(first)
+    assert end.returncode == -signal.SIGKILL
     assert scene.ending(second).returncode == 0
     scene.assert_whole()
-    record_property("fault", ("holder of a lock dies", "dpo, step 5", "taken over", 0))
+    lost = lost_steps(scene.home, strike, end)
+    record_property("fault", ("holder of a lock dies", "dpo, step 5", "taken over", lost))
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +238,6 @@ UNFINISHED = [
     *(f"{NEWEST}/{name}" for name in ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")),
     *(f"{NEWEST}/{name}" for name in ("trainer_state.json", "training_args.bin", "seal.json")),
     "checkpoints/.partial/dpo-*/attempts.jsonl",
-    "runs/*/run.json",
 ]
 
 
@@ -282,7 +309,10 @@ def test_a_stage_survives_the_api(scene: Scene, server: Server, record_property:
     process = scene.command("run", str(scene.recipe_file), api=server.api)
     scene.training_process("dpo")
     server.kill()
-    scene.ending(process)
+    end = scene.ending(process)
+    assert end.returncode == 1
+    assert f"the Prefect API at {server.api} failed or cannot be reached" in end.said
+    assert "Traceback" not in end.said
     assert len(read_manifest(checkpoints(scene.home)["dpo"]).attempts) == 1
     server.start()
     resumed = scene.ending(scene.command("resume", api=server.api))

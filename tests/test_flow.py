@@ -26,6 +26,7 @@ from tasks.execution import Execution, plan_execution
 from tasks.files import file_digest
 from tasks.forecast import forecast
 from tasks.preflight import preflight
+from tasks.run_record import read_run, save_run
 from tasks.stage import RETRIES, run_stage, worth_another_attempt
 from tasks.store import damage, read_manifest
 from tests.test_contracts import INPUTS
@@ -138,7 +139,8 @@ def test_a_forced_stage_is_trained_again_and_the_old_one_is_kept(home: Path, rec
     assert weights(home) == before
     (aside,) = (home / "checkpoints" / ".replaced").iterdir()
     assert aside.name.startswith(made["dpo"].name)
-    again = run_align(recipe, home, force=("dpo",), resume=run.record.id)
+    save_run(run.record.model_copy(update={"state": "failed"}), home)
+    again = run_align(recipe, home, resume=run.record.id)
     assert states(again)["dpo"] == "Cached"  # the run that forces it has it now
     assert again.record.id == run.record.id
 
@@ -163,9 +165,19 @@ def test_what_a_run_would_do_is_known_before(home: Path, recipe: Recipe, monkeyp
 
 
 def test_another_recipe_does_not_resume_a_run(home: Path, recipe: Recipe, finished_run: tuple[Path, RunRecord]) -> None:
-    run = run_align(changed(recipe, seed=9), home, resume=finished_run[1].id)
+    name = finished_run[1].id
+    assert "is completed" in str(run_align(recipe, home, resume=name).result)
+    failed = save_run(finished_run[1].model_copy(update={"state": "failed"}), home)
+    run = run_align(changed(recipe, seed=9), home, resume=name)
     assert isinstance(run.result, InputError)
     assert "has another recipe" in str(run.result)
+    assert read_run(home / "runs" / name) == failed
+
+
+def test_force_names_stages_of_the_recipe(home: Path, recipe: Recipe) -> None:
+    run = run_align(changed(recipe, dpo=None), home, force=("dpo",))
+    assert isinstance(run.result, InputError)
+    assert "has no stage 'dpo'" in str(run.result)
 
 
 def test_what_was_deleted_or_altered_is_trained_again_to_the_same_weights(home: Path, recipe: Recipe) -> None:

@@ -56,7 +56,7 @@ def make_execution() -> Execution:
 
 def note(workspace: Path, plan: TrainingPlan, error: BaseException | None = None) -> None:
     """Go through one attempt that ends with `error`."""
-    with suppress(type(error) if error else AssertionError), AttemptRecorder(workspace, plan, print) as recorder:
+    with suppress(type(error) if error else AssertionError), AttemptRecorder(workspace, plan, "", print) as recorder:
         for step in (4, 5, 6):
             recorder.report({"phase": "training", "step": step, "total_steps": 9})
         recorder.peak_memory_bytes = 1000
@@ -207,7 +207,7 @@ def test_attempts_add_up_in_order(tmp_path: Path) -> None:
 
 
 def test_an_attempt_whose_process_died_is_on_record(tmp_path: Path) -> None:
-    AttemptRecorder(tmp_path, PLAN, print).__enter__()
+    AttemptRecorder(tmp_path, PLAN, "", print).__enter__()
     assert [noted.outcome for noted in read_attempts(tmp_path)] == ["running"]
     note(tmp_path, PLAN)
     assert [noted.outcome for noted in read_attempts(tmp_path)] == ["died", "completed"]
@@ -227,8 +227,7 @@ def test_without_a_ledger_there_were_no_attempts(tmp_path: Path) -> None:
 
 def test_a_crash_while_the_ledger_is_written_loses_nothing(tmp_path: Path) -> None:
     note(tmp_path, PLAN)
-    (tmp_path / ".attempts.jsonl.unfinished").write_text('{"per_device')
+    (tmp_path / ".attempts.jsonl.0123.unfinished").write_text('{"per_device')
     assert len(read_attempts(tmp_path)) == 1
     note(tmp_path, PLAN, OutOfMemory("full"))
     assert [noted.outcome for noted in read_attempts(tmp_path)] == ["completed", "out_of_memory"]
-    assert [path.name for path in tmp_path.iterdir()] == ["attempts.jsonl"]

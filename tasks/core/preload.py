@@ -7,8 +7,11 @@ import logging
 import os
 import signal
 
+SERVER = os.getpid()
+"""The process that imports this, whose children the training processes are."""
 # A signal to the whole process group is the flow's to answer: were the server to end, its children would die unsaved.
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
+for number in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
 # Asks for an optional package of kernels that nothing here needs.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

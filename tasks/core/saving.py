@@ -30,8 +30,9 @@ class Saver(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Ask for a checkpoint where one is due."""
-        # Completions that several steps share are not part of a checkpoint: it must lie between two generations.
-        if self._is_due(state) and state.global_step % getattr(args, "num_iterations", 1) == 0:
+        # Completions that several steps share are not part of a checkpoint, which so lies between two generations.
+        shared = state.global_step % getattr(args, "num_iterations", 1) and state.global_step < state.max_steps
+        if self._is_due(state) and not shared:
             control.should_save = True
             control.should_training_stop = control.should_training_stop or self.told_to_stop
 

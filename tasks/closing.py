@@ -1,0 +1,18 @@
+"""Whether this process is to end: then nothing is started and nothing waited for any more."""
+
+import threading
+
+from models.errors import Stopped
+
+closing = threading.Event()
+"""Set when a signal says so; cleared by the next run of the same process."""
+
+
+def stop_if_closing() -> None:
+    """Raise where the process is to end.
+
+    Raises:
+        Stopped: it is.
+    """
+    if closing.is_set():
+        raise Stopped("stopped on request")
