@@ -31,6 +31,7 @@ from tests.faults import (
 
 pytestmark = pytest.mark.slow
 
+STOPS = ("SIGTERM", "SIGINT", "SIGHUP")
 Record = Callable[[str, object], None]
 
 
@@ -59,7 +60,9 @@ SHORT = {1, 17, 30, 35}  # flow and both in training, child in the merge, flow i
 def all_or_short(strikes: list[Strike], short: set[int]) -> list[Any]:
     return [
         pytest.param(
-            strike, id=f"{number:02} {strike} {strike.victim}", marks=[] if number in short else pytest.mark.faults
+            strike,
+            id=f"{number:02} {strike} {strike.signal} {strike.victim}",
+            marks=[] if number in short else pytest.mark.faults,
         )
         for number, strike in enumerate(strikes)
     ]
@@ -96,16 +99,16 @@ def test_a_kill_costs_no_more_than_the_steps_since_the_last_checkpoint(
     record_property("fault", (f"SIGKILL of {strike.victim}", str(strike), "same weights", lost))
 
 
-@pytest.mark.parametrize(
-    "number", ["SIGTERM", *(pytest.param(each, marks=pytest.mark.faults) for each in ("SIGINT", "SIGHUP"))]
-)
-@pytest.mark.parametrize("victim", ["flow", pytest.param("group", marks=pytest.mark.faults)])
-@pytest.mark.parametrize("stage", ["sft", *(pytest.param(stage, marks=pytest.mark.faults) for stage in STAGES[1:])])
-def test_a_signal_saves_a_checkpoint_first(
-    scene: Scene, stage: str, number: str, victim: str, record_property: Record
-) -> None:
+SIGNALS = [Strike("sft", "training", 3, victim, number) for victim in ("flow", "group") for number in STOPS]
+SIGNALS += [Strike(stage, "training", 3, "flow", "SIGTERM") for stage in STAGES[1:]]
+SIGNALS += [Strike(stage, "training", 3, "group", "SIGHUP") for stage in STAGES[1:]]
+
+
+@pytest.mark.parametrize("strike", all_or_short(SIGNALS, {0, 4}))
+def test_a_signal_saves_a_checkpoint_first(scene: Scene, strike: Strike, record_property: Record) -> None:
+    stage, number = strike.stage, strike.signal
     scene.without(stage)
-    end = scene.strike(Strike(stage, "training", 3, victim, number))
+    end = scene.strike(strike)
     assert end.returncode == 128 + signal.Signals[number]
     assert "`align resume`, to go on" in end.said
     run = unfinished_run(scene.home, None)
@@ -114,9 +117,9 @@ def test_a_signal_saves_a_checkpoint_first(
     assert resumed.returncode == 0, resumed.said
     assert f"goes on after step {end.seen_step} of {STEPS[stage]}" in resumed.said
     scene.assert_whole()
-    lost = lost_steps(scene.home, Strike(stage, "training"), end)
+    lost = lost_steps(scene.home, strike, end)
     assert lost == 0
-    record_property("fault", (f"{number} to {victim}", f"{stage}, step 3", "same weights", lost))
+    record_property("fault", (f"{number} to {strike.victim}", str(strike), "same weights", lost))
 
 
 @pytest.fixture
