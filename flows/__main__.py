@@ -8,8 +8,8 @@ import os
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,14 +89,9 @@ def _align(recipe: "Recipe", name: str, **options: Any) -> int:
     from flows.terminal import print_summary, showing_progress
     from settings.settings import load_settings
     from tasks.files import explaining_a_full_disk
-    from tasks.stopping import SIGNALS, end_by
 
-    end_by(_leave)
-    for number in SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-            signal.signal(number, _leave)
     try:
-        with showing_progress(console), explaining_a_full_disk(load_settings().home):
+        with _leaving_on_signals(), showing_progress(console), explaining_a_full_disk(load_settings().home):
             record = align(recipe, name, **options)
     except (httpx.HTTPError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "reach API" not in str(error):
@@ -106,6 +101,24 @@ def _align(recipe: "Recipe", name: str, **options: Any) -> int:
         raise StageError(f"{what}; what was trained is kept: run the same again, or `align resume`") from error
     print_summary(record, console)
     return 0
+
+
+@contextmanager
+def _leaving_on_signals() -> Iterator[None]:
+    """While this is open, a signal ends the command: the run's stages save and stop, then `_leave` is called."""
+    from tasks.stopping import SIGNALS, end_by
+
+    previous = {number: signal.getsignal(number) for number in SIGNALS}
+    end_by(_leave)
+    for number, handler in previous.items():
+        if handler is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _leave)
+    try:
+        yield
+    finally:
+        end_by(None)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _leave(number: int, frame: object) -> None:

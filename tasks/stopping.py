@@ -27,12 +27,12 @@ _SECONDS_TO_TELL = 5
 _parent = os.getppid()
 
 Handler = Callable[[int, FrameType | None], Any]
-_last_words: list[Handler] = []
+_end: list[Handler] = []
 
 
-def end_by(handler: Handler) -> None:
+def end_by(handler: Handler | None) -> None:
     """What a signal does in the end, in place of what Prefect would: a command knows best how to leave."""
-    _last_words[:] = [handler]
+    _end[:] = [handler] if handler else []
 
 
 def stop_stages_on_signals(close: Callable[[str], bool], flow_run: str) -> None:
@@ -84,7 +84,7 @@ class _Stop:
             telling.join(_SECONDS_TO_TELL)
 
     def _go_on(self, number: int, frame: FrameType | None) -> None:
-        handler = next(iter(_last_words), self.previous)
+        handler = next(iter(_end), self.previous)
         if callable(handler):
             handler(number, frame)
         else:

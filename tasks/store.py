@@ -81,8 +81,10 @@ class ArtifactStore:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
             self._set_aside(target, "replaced")
-        sync(content)
+        for path in (*content.rglob("*"), content):
+            sync(path)
         content.rename(target)
+        sync(target.parent)
         return written
 
     def discard_partial(self, kind: Kind, name: str) -> None:

@@ -134,10 +134,12 @@ def _card(name: str, manifest: Manifest) -> str:
     parents = "\n".join(f"- {role}: `{parent}`" for role, parent in manifest.parents.items())
     attempts = "\n".join(
         f"| {attempt.per_device_train_batch_size} x {attempt.gradient_accumulation_steps} | {attempt.outcome} "
+        f"| {attempt.resumed_from_step} to {attempt.reached_step} | {attempt.peak_memory_bytes / 1e9:.2f} "
         f"| {attempt.seconds:.1f} | {attempt.cause} |"
         for attempt in manifest.attempts
     )
     return (
         f"# {name}\n\nFingerprint `{manifest.fingerprint}`\n\n## Made from\n\n{parents}\n\n"
-        f"## Attempts\n\n| batch x accumulation | outcome | seconds | cause |\n|---|---|---|---|\n{attempts}\n"
+        "## Attempts\n\n| batch x accumulation | outcome | steps | peak GB | seconds | cause |\n"
+        f"|---|---|---|---|---|---|\n{attempts}\n"
     )
