@@ -127,7 +127,8 @@ class Scene:
         """The process that trains a stage, once it has saved its first checkpoint."""
         wait_until(lambda: [*self.home.glob(f"checkpoints/.partial/{stage}-*/trainer/checkpoint-2/seal.json")], 120)
         flow = self.flow_process()
-        return max(flow.children(recursive=True), key=lambda process: process.cpu_times().user)
+        (training,) = [each for each in flow.children(recursive=True) if each.ppid() != flow.pid]  # by the fork server
+        return training
 
     def run_again(self) -> RunRecord:
         """Run the same recipe again in this process, undisturbed."""
