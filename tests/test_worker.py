@@ -1,8 +1,11 @@
 """Runs that a worker carries out: retried, cancelled and orphaned as people do it in the Prefect UI."""
 
+import re
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from uuid import UUID
 
 import psutil
@@ -101,6 +104,12 @@ def tree_of(scene: Scene) -> list[psutil.Process]:
     return [flow, *flow.children(recursive=True)]
 
 
+def told_to_stop(process: psutil.Process) -> bool:
+    """Whether SIGTERM waits for a suspended process."""
+    (pending,) = re.findall(r"ShdPnd:\s*([0-9a-f]+)", Path(f"/proc/{process.pid}/status").read_text())
+    return bool(int(pending, 16) >> (signal.SIGTERM - 1) & 1)
+
+
 def assert_gone(processes: list[psutil.Process]) -> None:
     gone, alive = psutil.wait_procs(processes, timeout=SECONDS_TO_END)
     assert not [each for each in alive if each.status() != psutil.STATUS_ZOMBIE], gone
@@ -108,6 +117,7 @@ def assert_gone(processes: list[psutil.Process]) -> None:
 
 def retried(workplace: Workplace, run: UUID, scene: Scene) -> int:
     """Retry it: the finished stages are shown as Cached, the interrupted one goes on; the steps that were lost."""
+    wait_until(lambda: _settled(workplace, run), 60)
     workplace.retry(run)
     workplace.wait_for(run, "Completed")
     wait_until(lambda: workplace.task_states(run).get("dpo") == "Completed", 30)
@@ -129,7 +139,6 @@ def test_a_crashed_run_is_retried_from_the_ui(workplace: Workplace, scene: Scene
     tree[0].kill()
     assert_gone(tree)
     workplace.wait_for(run, "Crashed")
-    wait_until(lambda: _settled(workplace, run), 60)
     retried(workplace, run, scene)
     resumed = read_manifest(checkpoints(scene.home)["dpo"]).attempts[-1].resumed_from_step
     assert resumed >= 2
@@ -141,9 +150,12 @@ def test_a_cancelled_run_saves_first_and_can_be_retried(
 ) -> None:
     scene.without("dpo")
     run = workplace.submit(scene)
-    scene.training_process("dpo")
+    training = scene.training_process("dpo")
     tree = tree_of(scene)
+    training.suspend()  # until the worker has heard of it, and told the run
     workplace.client.set_flow_run_state(run, Cancelling())
+    wait_until(lambda: told_to_stop(training), 60)
+    training.resume()
     assert_gone(tree)
     workplace.wait_for(run, "Cancelled")
     assert record(scene).state == "cancelled"
@@ -166,7 +178,7 @@ def test_a_killed_worker_takes_its_run_along(workplace: Workplace, scene: Scene,
 
 
 def _settled(workplace: Workplace, run: UUID) -> bool:
-    """Whether the crash was reported a while ago: the worker reports it once more a moment later."""
+    """Whether the end was reported a while ago: the worker reports it once more a moment later."""
     state = workplace.client.read_flow_run(run).state
     assert state
     return (datetime.now(UTC) - state.timestamp).total_seconds() > 15
