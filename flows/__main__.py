@@ -43,6 +43,9 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(error, 2)
     except AlignError as error:
         return _fail(error, 1)
+    except BrokenPipeError:  # whoever read the output has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("align: interrupted", file=sys.stderr)
         return 130
@@ -60,16 +63,19 @@ def _run(arguments: Namespace) -> int:
 
 
 def _resume(arguments: Namespace) -> int:
-    from rich.console import Console
-
-    from flows.terminal import print_forecast
+    from flows.terminal import make_console, print_forecast
     from settings.settings import load_settings
     from tasks.run_record import unfinished_run
 
     settings = load_settings()
     run = unfinished_run(settings.home, arguments.run)
     print(f"resuming run {run.id}")
-    print_forecast(_forecast(run.recipe, _preflight(run.recipe), run), Console())
+    try:
+        found = _preflight(run.recipe)
+    except InputError as error:
+        remedy = "put that right, or `align run` the recipe as it is now: what is finished is taken"
+        raise InputError(f"run {run.id} cannot go on as it was begun; {remedy}\n{error}") from None
+    print_forecast(_forecast(run.recipe, found, run), make_console())
     return _align(run.recipe, run.recipe_name, resume=run.id)
 
 
@@ -81,12 +87,12 @@ def _align(recipe: "Recipe", name: str, **options: Any) -> int:
 
     warm_up()
     import httpx
-    from rich.console import Console
 
-    console = Console()
+    from flows.terminal import make_console, print_summary, showing_progress
+
+    console = make_console()
     console.print("recipe, data and machine are checked; starting Prefect")
     from flows.align import align
-    from flows.terminal import print_summary, showing_progress
     from settings.settings import load_settings
     from tasks.files import explaining_a_full_disk
 
@@ -134,9 +140,7 @@ def _leave(number: int, frame: object) -> None:
 
 
 def _check(arguments: Namespace) -> int:
-    from rich.console import Console
-
-    from flows.terminal import print_forecast, print_preflight
+    from flows.terminal import make_console, print_forecast, print_preflight
 
     recipe = _recipe(arguments)
     result = _preflight(recipe)
@@ -144,8 +148,8 @@ def _check(arguments: Namespace) -> int:
     if arguments.json:
         print_json(result.model_dump(mode="json") | {"forecast": [stage.model_dump() for stage in stages]})
     else:
-        print_preflight(result, Console())
-        print_forecast(stages, Console())
+        print_preflight(result, make_console())
+        print_forecast(stages, make_console())
     return 0
 
 

@@ -1,6 +1,6 @@
 """The command line of `align`: commands, their arguments and their help."""
 
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from typing import get_args
 
 from models.artifacts import Stage
@@ -85,5 +85,21 @@ def _add_recipe(command: ArgumentParser, name: str) -> None:
 
 def _add_chat(command: ArgumentParser) -> None:
     command.add_argument("--prompt", help="print the reply to this text and end; default: a conversation")
-    command.add_argument("--max_new_tokens", type=int, default=256, help="a reply stops here (default: 256)")
-    command.add_argument("--temperature", type=float, default=0.0, help="0: the most likely reply (default: 0)")
+    command.add_argument("--max_new_tokens", type=_positive, default=256, help="a reply stops here (default: 256)")
+    command.add_argument("--temperature", type=_temperature, default=0.0, help="0: the most likely reply (default: 0)")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"'{text}' is not a whole number of 1 or more")
+    return int(text)
+
+
+def _temperature(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 100:  # a text that is no number, a negative one, nan
+        raise ArgumentTypeError(f"'{text}' is not a number from 0 to 100")
+    return value

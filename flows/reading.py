@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
 def runs(arguments: Namespace) -> int:
     """List the runs, newest first."""
-    from rich.console import Console
-
-    from flows.terminal import print_runs
+    from flows.terminal import make_console, print_runs
     from tasks.run_record import all_runs, standing
 
     home = _store().home
@@ -30,14 +28,12 @@ def runs(arguments: Namespace) -> int:
     if arguments.json:
         print_json([record.model_dump(mode="json") | {"state": standing(record, home)} for record in records])
     else:
-        print_runs([(record, standing(record, home)) for record in records], Console())
+        print_runs([(record, standing(record, home)) for record in records], make_console())
     return 0
 
 
 def lineage(arguments: Namespace) -> int:
     """Show what a checkpoint is made of."""
-    from rich.console import Console
-
     from tasks.lineage import trace
 
     store = _store()
@@ -46,9 +42,9 @@ def lineage(arguments: Namespace) -> int:
     if arguments.json:
         print(node.model_dump_json(indent=2))
     else:
-        from flows.terminal import print_lineage
+        from flows.terminal import make_console, print_lineage
 
-        print_lineage(node, Console())
+        print_lineage(node, make_console())
     return 0
 
 
@@ -59,14 +55,16 @@ def verify(arguments: Namespace) -> int:
 
     store = _store()
     wanted = arguments.checkpoint
-    folders = with_ancestors(store, *store.resolve(wanted)) if wanted else all_folders(store)
+    folders = with_ancestors(store, store.resolve(wanted)[0]) if wanted else all_folders(store)
+    if not folders:
+        raise InputError(f"there is nothing to verify in {store.home}; is ALIGN_HOME right?")
     found = {str(folder): damage(folder) for folder in folders}
     if arguments.json:
         print_json({"verified": len(found), "damaged": {folder: lines for folder, lines in found.items() if lines}})
     else:
         for lines in found.values():
             print("".join(f"{line}\n" for line in lines), end="")
-        print(f"{len(found)} artifacts verified, {sum(map(bool, found.values()))} damaged")
+        print(f"{len(found)} artifacts read, {sum(map(bool, found.values()))} of them damaged or missing")
     return int(any(found.values()))
 
 
@@ -90,10 +88,13 @@ def chat(arguments: Namespace) -> int:
 
 def _speaker(path: Path, system_prompt: str | None, arguments: Namespace) -> Callable[[str], str]:
     """Load a model; the function returned goes on with one conversation."""
+    from transformers.utils.logging import disable_progress_bar
+
     from settings.machine import inspect_machine
     from settings.settings import load_settings
     from tasks.core.generation import chat_generate, load_chat
 
+    disable_progress_bar()
     chat = load_chat(path, device=inspect_machine(load_settings()).device)
     messages = [{"role": "system", "content": system_prompt}] if system_prompt else []
 
@@ -125,7 +126,10 @@ def _store() -> "ArtifactStore":
     from settings.settings import load_settings
     from tasks.store import ArtifactStore
 
-    return ArtifactStore(load_settings().home)
+    home = load_settings().home
+    if home.exists() and not home.is_dir():
+        raise InputError(f"ALIGN_HOME {home} is a file, not a folder; set it to an artifact root")
+    return ArtifactStore(home)
 
 
 def print_json(value: Sequence[Any] | dict[str, Any]) -> None:

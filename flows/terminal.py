@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
-from rich.table import Table
+from rich.table import Column, Table
 from rich.tree import Tree
 
 from models.evaluation import EvaluationResult
@@ -79,6 +79,12 @@ class LiveDisplay:
             )
 
 
+def make_console() -> Console:
+    """The terminal; a pipe has lines as long as they come."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_PIPE_WIDTH)
+
+
 @contextmanager
 def showing_progress(console: Console) -> Iterator[None]:
     """Show how the stages of this process are doing: live in a terminal, else as lines."""
@@ -128,7 +134,12 @@ def print_preflight(result: Preflight, console: Console) -> None:
 
 def print_forecast(stages: Sequence[StageForecast], console: Console) -> None:
     """What is there of each stage, and what that saves."""
-    said = {"cached": "is there", "resumes": "goes on after step {0.step} of {0.total_steps}", "new": "will be trained"}
+    said = {
+        "cached": "is there",
+        "resumes": "goes on after step {0.step} of {0.total_steps}",
+        "new": "will be trained",
+        "damaged": "is there but damaged: will be moved aside and trained again",
+    }
     for stage in stages:
         saved = f", saves {duration(stage.saved_seconds)}" if stage.saved_seconds else ""
         fits = f", with a micro-batch of {stage.fitted_batch_size}, which fitted before" * bool(stage.fitted_batch_size)
@@ -145,7 +156,7 @@ def print_lineage(node: LineageNode, console: Console) -> None:
     """The checkpoint as a tree, what it was made from below it."""
     tree = Tree(_label(node))
     _grow(tree, node)
-    console.print(tree, width=None if console.is_terminal else _PIPE_WIDTH, crop=False)
+    console.print(tree)
 
 
 def duration(seconds: float) -> str:
@@ -172,7 +183,7 @@ def _label(node: LineageNode) -> str:
 
 
 def _print_table(headings: Sequence[str], rows: Sequence[Sequence[Any]], console: Console) -> None:
-    table = Table(*headings)
+    table = Table(*(Column(heading, overflow="fold") for heading in headings))
     for row in rows:
         table.add_row(*(escape(str(cell)) for cell in row))
     console.print(table)

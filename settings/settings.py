@@ -18,7 +18,9 @@ from models.errors import InputError, describe_validation
 class Settings(BaseSettings):
     """Facts about this machine and wishes about how, not what, to train."""
 
-    model_config = SettingsConfigDict(env_prefix="ALIGN_", env_file=".env", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="ALIGN_", env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+    )
 
     home: Path = Path("artifacts")
     """Artifact root: base models, datasets, checkpoints, runs."""
@@ -66,7 +68,7 @@ def load_settings() -> Settings:
         settings = Settings()
     except ValidationError as error:
         raise InputError(describe_validation(error, "environment (ALIGN_… variables)")) from None
-    return settings.model_copy(update={"home": settings.home.absolute()})
+    return settings.model_copy(update={"home": settings.home.expanduser().absolute()})
 
 
 def _refuse_unknown_variables() -> None:

@@ -112,7 +112,17 @@ def _check_package(source: BaseModelSource) -> BaseModelFacts:
         raise _without_template(place)
     if not (source.eos_token or _gguf_has(file, "tokenizer.ggml.eos_token_id")):
         raise InputError(f"base_model.name: {place} names no end-of-sequence token; set base_model.eos_token")
-    return BaseModelFacts(parameters=int(file.stat().st_size * 8 / _GGUF_BITS_PER_WEIGHT), context_tokens=None)
+    parameters = int(file.stat().st_size * 8 / _GGUF_BITS_PER_WEIGHT)
+    return BaseModelFacts(parameters=parameters, context_tokens=_gguf_context(file))
+
+
+def _gguf_context(file: Path) -> int | None:
+    """The context's length in tokens: the number behind that key, where it is of the usual type (4: 32 bits)."""
+    key = b".context_length"
+    with file.open("rb") as content, mmap(content.fileno(), 0, access=ACCESS_READ) as view:
+        at = view.find(key)
+        kind, tokens = struct.unpack_from("<II", view, at + len(key)) if at >= 0 else (0, 0)
+    return int(tokens) if kind == 4 else None
 
 
 def _gguf_has(file: Path, key: str) -> bool:

@@ -26,8 +26,9 @@ class StageForecast(Contract):
     """The stage."""
     name: str
     """Name of its checkpoint."""
-    state: Literal["cached", "resumes", "new"]
-    """Whether the checkpoint is taken as it is, an interrupted training goes on, or training starts."""
+    state: Literal["cached", "resumes", "new", "damaged"]
+    """Whether the checkpoint is taken as it is, an interrupted training goes on, training starts, or what is there is
+    moved aside first."""
     step: int = 0
     """Optimizer steps done."""
     total_steps: int = 0
@@ -101,7 +102,7 @@ def _look_up(stage: TrainingInput, execution: Execution) -> StageForecast:
             return StageForecast(stage=stage.stage, name=stage.name, state="cached", saved_seconds=seconds)
     fit = recall(stage, execution)
     begun = last_whole_checkpoint(store.partial("checkpoint", stage.name) / TRAINER)
-    there: dict[str, Any] = {"state": "new"}
+    there: dict[str, Any] = {"state": "damaged" if path.exists() and damage(path) else "new"}
     if begun:
         _, seal = begun
         there = {"state": "resumes", "step": seal.step, "total_steps": seal.total_steps, "saved_seconds": seal.seconds}

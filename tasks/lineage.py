@@ -1,11 +1,13 @@
 """What a checkpoint is made of: its manifest's parents, and theirs, down to the base model and the datasets."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from models.artifacts import Kind, Manifest
+from models.artifacts import Kind
 from models.contract import Contract
-from tasks.store import MANIFEST, ArtifactStore, read_manifest
+from models.errors import DamagedArtifact
+from tasks.store import ArtifactStore, read_manifest
 
 _KINDS: tuple[Kind, ...] = ("checkpoint", "base", "dataset", "evaluation")
 
@@ -50,17 +52,12 @@ def trace(store: ArtifactStore, path: Path, role: str = "checkpoint") -> Lineage
     )
 
 
-def with_ancestors(store: ArtifactStore, path: Path, manifest: Manifest) -> list[Path]:
-    """The folder and those of all its ancestors that this artifact root has, each once.
-
-    Raises:
-        DamagedArtifact: a manifest on the way cannot be read.
-    """
+def with_ancestors(store: ArtifactStore, path: Path) -> list[Path]:
+    """The folder and those of all its ancestors, each once; also where they are missing or damaged."""
     found = [path]
-    for name in manifest.parents.values():
-        parent = _find_folder(store, name)
-        if parent:
-            found += with_ancestors(store, parent, read_manifest(parent))
+    with suppress(DamagedArtifact):
+        for name in read_manifest(path).parents.values():
+            found += with_ancestors(store, _find_folder(store, name) or store.home / name)
     return list(dict.fromkeys(found))
 
 
@@ -77,4 +74,4 @@ def _trace_parent(store: ArtifactStore, role: str, name: str) -> LineageNode:
 
 def _find_folder(store: ArtifactStore, name: str) -> Path | None:
     candidates = [store.folder(kind, name) for kind in _KINDS]
-    return next((path for path in candidates if (path / MANIFEST).exists()), None)
+    return next((path for path in candidates if path.exists()), None)

@@ -27,8 +27,9 @@ def read_run(path: Path) -> RunRecord:
     try:
         return RunRecord.model_validate_json((path / RECORD).read_bytes())
     except (OSError, ValidationError) as error:
-        remedy = "`align runs` lists the runs; `align run` with the same recipe takes all that is finished"
-        raise InputError(f"{path / RECORD}: not a readable run record ({type(error).__name__}); {remedy}") from None
+        remedy = "`align run` with the same recipe takes all that is finished"
+        why = error.strerror if isinstance(error, OSError) else "its content is not one"
+        raise InputError(f"{path / RECORD}: not a readable run record ({why}); {remedy}") from None
 
 
 def save_run(record: RunRecord, home: Path) -> RunRecord:
@@ -54,17 +55,18 @@ def unfinished_run(home: Path, wanted: str | None) -> RunRecord:
     Raises:
         InputError: there is none, it is completed or still at work, or the name means several.
     """
-    records, _ = all_runs(home)
+    records, problems = all_runs(home)
+    others = "".join(f"\n{problem}" for problem in problems)
     if wanted is None:
         unfinished = [record for record in records if standing(record, home) not in ("completed", "running")]
         if not unfinished:
-            raise InputError(f"there is no unfinished run in {home}; `align run RECIPE` starts one")
+            raise InputError(f"there is no unfinished run in {home}; `align run RECIPE` starts one{others}")
         return max(unfinished, key=lambda record: record.finished or record.started)
     matches = [record for record in records if record.id.startswith(wanted) or record.id.endswith(wanted)]
     if len(matches) != 1:
         rule = "means several runs" if matches else "means no run"
         names = ", ".join(record.id for record in matches or records) or "none yet"
-        raise InputError(f"'{wanted}' {rule} in {home}; give more of a name: {names}")
+        raise InputError(f"'{wanted}' {rule} in {home}; give more of a name: {names}{others}")
     refuse_unless_unfinished(matches[0], home)
     return matches[0]
 

@@ -160,14 +160,23 @@ class ArtifactStore:
 
         Raises:
             InputError: nothing or more than one thing matches.
+            DamagedArtifact: what matches has no readable manifest.
         """
         models = [*self.manifests("checkpoint"), *self.manifests("base")]
         matches = [(path, manifest) for path, manifest in models if _means(wanted, path, manifest)]
         if len(matches) == 1 or (matches and wanted in get_args(Stage)):
             return matches[0]
+        if not matches:
+            self._refuse_unreadable(wanted)
         names = ", ".join(path.name for path, _ in (matches or models)) or "none yet; run a recipe first"
         rule = "matches several checkpoints" if matches else "matches no checkpoint"
         raise InputError(f"'{wanted}' {rule} in {self.home}; give a folder or more of a name: {names}")
+
+    def _refuse_unreadable(self, wanted: str) -> None:
+        """Say so where what a user means is there, but not its manifest."""
+        for path in (*self.home.glob("checkpoints/[!.]*"), *self.home.glob("base/[!.]*")):
+            if path.name.startswith(wanted) and damage(path):
+                raise DamagedArtifact(f"{damage(path)[0]}; run its recipe again to make it anew")
 
     def _set_aside(self, path: Path, why: str) -> None:
         """Move a finished folder out of the way, so that its place is free and it can still be looked at."""
@@ -184,8 +193,10 @@ def read_manifest(path: Path) -> Manifest:
     """
     try:
         manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
-    except (OSError, ValidationError) as error:
-        raise DamagedArtifact(f"{path / MANIFEST}: not a readable manifest ({type(error).__name__})") from None
+    except OSError as error:
+        raise DamagedArtifact(f"{path / MANIFEST}: cannot be read ({error.strerror})") from None
+    except ValidationError:
+        raise DamagedArtifact(f"{path / MANIFEST}: its content is not a manifest") from None
     if manifest.schema_version > SCHEMA_VERSION:
         raise DamagedArtifact(f"{path / MANIFEST}: layout {manifest.schema_version} is newer than this version reads")
     return manifest
@@ -193,6 +204,8 @@ def read_manifest(path: Path) -> Manifest:
 
 def damage(path: Path) -> list[str]:
     """Compare every file with the manifest; one line per difference, none where the folder is whole."""
+    if not path.exists():
+        return [f"{path.name}: not in this artifact root"]
     try:
         manifest = read_manifest(path)
     except DamagedArtifact as error:

@@ -4,6 +4,7 @@ import copy
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -323,7 +324,8 @@ def test_all_problems_are_reported_at_once(project: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     "argv",
     [[], ["train"], ["run"], ["lineage"], ["lineage", "sft-0"], ["chat", "sft-0"], ["verify", "sft-0"], ["runs", "x"],
-     ["chat", "sft-0", "--temperature", "hot"]],
+     ["chat", "sft-0", "--temperature", "hot"], ["chat", "sft-0", "--temperature", "-1"],
+     ["chat", "sft-0", "--max_new_tokens", "0"], ["verify"]],
 )  # fmt: skip
 def test_wrong_commands(argv: list[str], project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(argv) == 2
@@ -521,19 +523,35 @@ def test_lineage(artifacts: ArtifactStore, capsys: pytest.CaptureFixture[str]) -
 
 def test_verify(artifacts: ArtifactStore, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify"]) == 0
-    assert "4 artifacts verified, 0 damaged" in capsys.readouterr().out
+    assert "4 artifacts read, 0 of them damaged or missing" in capsys.readouterr().out
     file = artifacts.folder("dataset", NAMES["dataset"]) / "content"
     file.write_text("altered")
     assert main(["verify", "sft"]) == 1
     said = capsys.readouterr().out
     assert str(file) in said
-    assert "3 artifacts verified, 1 damaged" in said
+    assert "3 artifacts read, 1 of them damaged or missing" in said
     assert main(["verify", NAMES["base"]]) == 0
     (artifacts.folder("base", NAMES["base"]) / "manifest.json").write_text("{")
     capsys.readouterr()
     assert main(["verify", "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert (found["verified"], len(found["damaged"])) == (4, 2)
+
+
+def test_a_missing_ancestor_is_damage(artifacts: ArtifactStore, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(artifacts.folder("dataset", NAMES["dataset"]))
+    assert main(["verify", "sft"]) == 1
+    assert f"{NAMES['dataset']}: not in this artifact root" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["verify", "lineage", "chat"])
+def test_what_is_there_without_a_readable_manifest_is_not_denied(
+    artifacts: ArtifactStore, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    (artifacts.folder("checkpoint", NAMES["sft"]) / "manifest.json").write_text("")
+    assert main([command, "sft"]) == 1
+    said = capsys.readouterr().err
+    assert all(part in said for part in (NAMES["sft"], "its content is not a manifest", "run its recipe again"))
 
 
 def test_a_reward_model_does_not_chat(artifacts: ArtifactStore, capsys: pytest.CaptureFixture[str]) -> None:

@@ -160,6 +160,8 @@ def test_what_a_run_would_do_is_known_before(home: Path, recipe: Recipe, monkeyp
     assert states == {"sft": "cached", "reward": "cached", "dpo": "new", "grpo": "new"}
     forced = told(recipe, execution.model_copy(update={"force": ("sft",)}))
     assert [state for _, state in forced.values()] == ["new", "cached", "cached", "cached"]
+    (checkpoints(home)["dpo"] / "model.safetensors").unlink()
+    assert [state for _, state in told(recipe).values()] == ["cached", "cached", "damaged", "cached"]
     without = changed(recipe, reward=None, dpo=None, grpo=None)
     assert told(without) == {"sft": (made["sft"], "cached")}
 
