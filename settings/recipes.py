@@ -60,14 +60,23 @@ class RecipeFlags:
         """What the flags ask for, nested like a recipe.
 
         Raises:
-            InputError: a list or a JSON value cannot be read.
+            InputError: a list or a JSON value cannot be read, or one flag contradicts another.
         """
         named = {key: value for key, value in vars(parsed).items() if key.split(".")[0] in Recipe.model_fields}
         given = {key: "null" if value == "None" else value for key, value in named.items()}
+        _refuse_contradictions(given)
         try:
             return dict(self._source(parsed_args=given)())
         except (SettingsError, ValueError) as error:
             raise InputError(f"command line: {_innermost(error)}") from None
+
+
+def _refuse_contradictions(given: Mapping[str, Any]) -> None:
+    """A section cannot be left out and have a value."""
+    for section in [key for key, value in given.items() if value == "null"]:
+        for key in given:
+            if key.startswith(f"{section}."):
+                raise InputError(f"command line: --{key} contradicts --{section} null; remove one of them")
 
 
 def shipped_recipes() -> dict[str, Path]:

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
 
+from dotenv import dotenv_values
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -67,14 +68,25 @@ def load_settings() -> Settings:
     try:
         settings = Settings()
     except ValidationError as error:
-        raise InputError(describe_validation(error, "environment (ALIGN_… variables)")) from None
+        told = describe_validation(error, "").splitlines()
+        raise InputError("\n".join(map(_named, told))) from None
     return settings.model_copy(update={"home": settings.home.expanduser().absolute()})
 
 
+def _named(problem: str) -> str:
+    """`threads: …` as `environment or .env: ALIGN_THREADS: …`."""
+    field, _, rule = problem.partition(":")
+    return f"environment or .env: ALIGN_{field.upper()}:{rule}"
+
+
 def _refuse_unknown_variables() -> None:
-    known = [f"ALIGN_{field.upper()}" for field in Settings.model_fields]
-    for variable in os.environ:
-        if variable.upper().startswith("ALIGN_") and variable.upper() not in known:
-            near = get_close_matches(variable.upper(), known, n=1)
-            remedy = f"did you mean {near[0]}?" if near else f"known ones: {', '.join(known)}"
-            raise InputError(f"environment: unknown setting {variable}; {remedy}")
+    known = [field.upper() for field in Settings.model_fields]
+    file = Settings.model_config.get("env_file")
+    written = dotenv_values(str(file)) if file else {}
+    for place, variables in (("environment", list(os.environ)), (".env", list(written))):
+        for variable in variables:
+            prefix, _, name = variable.upper().partition("_")
+            if prefix == "ALIGN" and name not in known:
+                near = get_close_matches(name, known, n=1)
+                remedy = f"did you mean ALIGN_{near[0]}?" if near else f"known ones: ALIGN_{', ALIGN_'.join(known)}"
+                raise InputError(f"{place}: unknown setting {variable}; {remedy}")

@@ -8,6 +8,7 @@ import pytest
 from models.errors import InputError
 from models.recipe import Recipe
 from settings.recipes import load_recipe, shipped_recipes
+from settings.settings import Settings, load_settings
 
 MINIMAL = """
 sft:
@@ -188,3 +189,10 @@ def test_shipped_recipes_load_and_are_suggested() -> None:
     name = next(iter(names))
     with pytest.raises(InputError, match=f"did you mean '{name}'"):
         load_recipe(name[:-1])
+
+
+def test_a_misspelt_setting_in_the_env_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".env").write_text("ALIGN_THREDS=4\nOTHER=1\n")
+    monkeypatch.setitem(Settings.model_config, "env_file", str(tmp_path / ".env"))
+    with pytest.raises(InputError, match=r"\.env: unknown setting ALIGN_THREDS; did you mean ALIGN_THREADS\?"):
+        load_settings()
