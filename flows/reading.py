@@ -88,13 +88,10 @@ def chat(arguments: Namespace) -> int:
 
 def _speaker(path: Path, system_prompt: str | None, arguments: Namespace) -> Callable[[str], str]:
     """Load a model; the function returned goes on with one conversation."""
-    from transformers.utils.logging import disable_progress_bar
-
     from settings.machine import inspect_machine
     from settings.settings import load_settings
     from tasks.core.generation import chat_generate, load_chat
 
-    disable_progress_bar()
     chat = load_chat(path, device=inspect_machine(load_settings()).device)
     messages = [{"role": "system", "content": system_prompt}] if system_prompt else []
 

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -22,6 +23,16 @@ from tasks.core.plan import TrainingPlan
 from tasks.progress import Progress, announce
 
 _SECONDS_BETWEEN_UPDATES = 5.0
+_SECONDS_OF_SILENCE = 120.0
+"""After the API has not answered: each call would try for a minute."""
+
+
+@dataclass
+class _Outage:
+    until: float = 0.0
+
+
+_outage = _Outage()
 
 
 class Teller:
@@ -110,10 +121,13 @@ class Teller:
 
 
 def publish(create: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Show an artifact in Prefect; that is a service, for whose failure no stage may fail."""
+    """Show an artifact in Prefect; that is a service, for whose failure no stage may fail, nor wait again and again."""
+    if time.monotonic() < _outage.until:
+        return None
     try:
         return create(*arguments, **options)
     except Exception as error:
+        _outage.until = time.monotonic() + _SECONDS_OF_SILENCE
         get_run_logger().warning("the Prefect API did not take an artifact: %s", error)
         return None
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from tasks.core.loading import load_policy, load_tokenizer
 from tasks.core.memory import in_parts
@@ -27,7 +28,8 @@ class ChatModel:
 
 
 def load_chat(path: Path, device: str = "cpu", dtype: torch.dtype | str = "auto") -> ChatModel:
-    """Load a finished checkpoint for chatting, in the number format that it was written in."""
+    """Load a finished checkpoint for chatting, in the number format that it was written in, without a progress bar."""
+    disable_progress_bar()
     return ChatModel(load_policy(path, dtype, device).eval(), load_tokenizer(path))
 
 
