@@ -82,7 +82,7 @@ def test_nothing_else_is(error: Exception) -> None:
     assert not is_out_of_memory(error)
 
 
-@pytest.mark.parametrize("fitting", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize("fitting", [1, 2, 3, 100])
 def test_parts_are_halved_until_they_fit(fitting: int) -> None:
     sizes: list[int] = []
 
@@ -92,11 +92,11 @@ def test_parts_are_halved_until_they_fit(fitting: int) -> None:
             raise MemoryError
         return [item * item for item in items]
 
-    assert in_parts(compute, range(20)) == [item * item for item in range(20)]
-    assert sum(size for size in sizes if size <= fitting) == 20
+    assert in_parts(compute, range(5)) == [item * item for item in range(5)]
+    assert sum(size for size in sizes if size <= fitting) == 5
 
 
-@pytest.mark.parametrize(("error", "calls"), [(MemoryError(), 3), (KeyError("x"), 1)])
+@pytest.mark.parametrize(("error", "calls"), [(MemoryError(), 2), (KeyError("x"), 1)])
 def test_what_no_part_helps_against_is_raised(error: Exception, calls: int) -> None:
     called: list[int] = []
 
@@ -105,7 +105,7 @@ def test_what_no_part_helps_against_is_raised(error: Exception, calls: int) -> N
         raise error
 
     with pytest.raises(type(error)):
-        in_parts(compute, range(4))
+        in_parts(compute, range(2))
     assert len(called) == calls
 
 
