@@ -111,7 +111,7 @@ class Scene:
 
     def ending(self, process: "subprocess.Popen[str]") -> Aftermath:
         """Wait for the end of a command and of all that it has started."""
-        said, _ = process.communicate(timeout=240)
+        said, _ = process.communicate(timeout=500)  # a client of Prefect gives a lost API up only after minutes
         ended = time.monotonic()
         while survivors := in_session(process.pid):
             assert time.monotonic() - ended < SECONDS_TO_END, survivors
