@@ -95,14 +95,15 @@ def stage_inputs(recipe: Recipe, datasets: Iterable[DatasetCheck], execution: Ex
 def _look_up(stage: TrainingInput, execution: Execution) -> StageForecast:
     store = ArtifactStore(execution.settings.home)
     path = store.folder("checkpoint", stage.name)
-    if path.exists() and not damage(path):
+    damaged = path.exists() and bool(damage(path))
+    if path.exists() and not damaged:
         manifest = read_manifest(path)
         if stage.stage not in execution.force or manifest.run == execution.run:
             seconds = manifest.metrics.get("seconds", 0.0)
             return StageForecast(stage=stage.stage, name=stage.name, state="cached", saved_seconds=seconds)
     fit = recall(stage, execution)
     begun = last_whole_checkpoint(store.partial("checkpoint", stage.name) / TRAINER)
-    there: dict[str, Any] = {"state": "damaged" if path.exists() and damage(path) else "new"}
+    there: dict[str, Any] = {"state": "damaged" if damaged else "new"}
     if begun:
         _, seal = begun
         there = {"state": "resumes", "step": seal.step, "total_steps": seal.total_steps, "saved_seconds": seal.seconds}

@@ -80,7 +80,7 @@ def refuse_unless_unfinished(record: RunRecord, home: Path) -> None:
     if standing(record, home) == "completed":
         raise InputError(f"run {record.id} is completed; there is nothing to resume")
     if standing(record, home) == "running":
-        raise InputError(f"run {record.id} is still at work ({holder(record.id, home)}); wait for it, or stop it first")
+        raise _still_at_work(record.id, home)
 
 
 def standing(record: RunRecord, home: Path) -> str:
@@ -100,7 +100,7 @@ def hold_run(name: str, home: Path) -> None:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise InputError(f"run {name} is still at work ({holder(name, home)}); wait for it, or stop it first") from None
+        raise _still_at_work(name, home) from None
     _held[name] = lock
     sweep(home / "runs" / name)
     with suppress(OSError):
@@ -129,10 +129,10 @@ def is_at_work_elsewhere(name: str, home: Path) -> bool:
     return name not in _held and is_at_work(name, home)
 
 
-def holder(name: str, home: Path) -> str:
-    """The process that is at work on a run, where it can be told."""
+def _still_at_work(name: str, home: Path) -> InputError:
     path = _lock_path(name, home).with_suffix(".holder")
-    return path.read_text() if path.exists() else "another process"
+    holder = path.read_text() if path.exists() else "another process"
+    return InputError(f"run {name} is still at work ({holder}); wait for it, or stop it first")
 
 
 def _lock_path(name: str, home: Path) -> Path:
