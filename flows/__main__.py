@@ -11,7 +11,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from flows.reading import chat, lineage, print_json, runs, verify
 from models.errors import AlignError, InputError, StageError
@@ -28,6 +28,7 @@ PREFECT_DEFAULTS = {
     # The first start on a new machine sets up a database and compiles every module.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300",
     "PREFECT_LOGGING_LEVEL": "CRITICAL",  # this command tells of errors itself, once
+    "PREFECT_CLIENT_MAX_RETRIES": "4",  # half a minute for each call: time enough for a server to restart
     "PYTHONWARNINGS": "ignore:resource_tracker",  # of the fork server's own locks, when a run is cut short
 }
 
@@ -102,11 +103,25 @@ def _align(recipe: "Recipe", name: str, **options: Any) -> int:
     except (httpx.HTTPError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "reach API" not in str(error):
             raise
-        where = os.environ.get("PREFECT_API_URL", "its temporary server")
-        what = f"the Prefect API at {where} failed or cannot be reached ({type(error).__name__}: {error})"
-        raise StageError(f"{what}; what was trained is kept: run the same again, or `align resume`") from error
+        _end_without_api(error)
     print_summary(record, console)
     return 0
+
+
+def _end_without_api(error: Exception) -> NoReturn:
+    """Say what became of the run and go; what Prefect still has to tell, it would try to hand over for minutes."""
+    from flows.terminal import make_console, print_summary
+    from settings.settings import load_settings
+    from tasks.run_record import opened_run
+
+    where = os.environ.get("PREFECT_API_URL", "its temporary server")
+    lost = f"the Prefect API at {where} failed or cannot be reached ({type(error).__name__}: {error})"
+    record = opened_run(load_settings().home)
+    if record and record.state == "completed":
+        print_summary(record, make_console())
+        print(f"align: {lost}; the run is complete, but Prefect does not know it", file=sys.stderr)
+        _exit_at_once(0)
+    _exit_at_once(_fail(StageError(f"{lost}; what was trained is kept: run the same again, or `align resume`"), 1))
 
 
 @contextmanager
@@ -128,15 +143,21 @@ def _leaving_on_signals() -> Iterator[None]:
 
 
 def _leave(number: int, frame: object) -> None:
+    with suppress(OSError):  # the terminal may be gone
+        print("\nalign: interrupted; run the same again, or `align resume`, to go on", file=sys.stderr, flush=True)
+    _exit_at_once(128 + number)
+
+
+def _exit_at_once(code: int) -> NoReturn:
     """End Prefect's temporary server and go: Ctrl-C has reached it, too, and Prefect would wait for its answer."""
     import psutil
 
-    with suppress(OSError):  # the terminal may be gone
-        print("\nalign: interrupted; run the same again, or `align resume`, to go on", file=sys.stderr, flush=True)
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             child.terminate()
-    os._exit(128 + number)
+    with suppress(OSError):
+        sys.stdout.flush()
+    os._exit(code)
 
 
 def _check(arguments: Namespace) -> int:

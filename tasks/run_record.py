@@ -16,6 +16,8 @@ RECORD = "run.json"
 
 _held: dict[str, FileLock] = {}
 """Locks of the runs that this process carries out; the system releases them when it dies."""
+_opened: list[str] = []
+"""All runs that this process has carried out."""
 
 
 def read_run(path: Path) -> RunRecord:
@@ -36,6 +38,11 @@ def save_run(record: RunRecord, home: Path) -> RunRecord:
     """Write the record to the run's folder."""
     replace_file(home / "runs" / record.id / RECORD, record.model_dump_json(indent=2))
     return record
+
+
+def opened_run(home: Path) -> RunRecord | None:
+    """The run that this process has begun or gone on with last."""
+    return read_run(home / "runs" / _opened[-1]) if _opened else None
 
 
 def all_runs(home: Path) -> tuple[list[RunRecord], list[str]]:
@@ -102,6 +109,7 @@ def hold_run(name: str, home: Path) -> None:
     except Timeout:
         raise _still_at_work(name, home) from None
     _held[name] = lock
+    _opened.append(name)
     sweep(home / "runs" / name)
     with suppress(OSError):
         path.with_suffix(".holder").write_text(f"process {os.getpid()} on {socket.gethostname()}")
