@@ -17,17 +17,23 @@ from tasks.core.entry import convert
 from tasks.execution import Execution
 from tasks.making import find_or_make
 from tasks.provenance import provenance
+from tasks.stage import LIGHT_RETRIES, worth_another_attempt
 from tasks.store import ArtifactStore
 from tasks.telling import Teller
 
 
-@task(name="prepare-base-model", cache_policy=NO_CACHE)
+@task(
+    name="prepare-base-model",
+    cache_policy=NO_CACHE,
+    retries=LIGHT_RETRIES,
+    retry_condition_fn=worth_another_attempt,
+)
 def prepare_base_model(source: BaseModelSource, execution: Execution) -> Checkpoint:
     """Convert the base model to a safetensors folder that can chat, unless it is there.
 
     Raises:
         InputError: the source is not there, or the model lacks a chat template or a token.
-        StageError: the conversion failed.
+        OutOfMemory, Killed, StageError: the conversion failed.
     """
     location, origin = locate(source)
     stage = BaseModelInput(source=source, origin=origin, precision=execution.precision)

@@ -6,6 +6,7 @@ from pathlib import Path
 from prefect import task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.runtime import task_run
 
 from models.artifacts import Manifest
 from models.evaluation import EvaluationResult
@@ -14,19 +15,29 @@ from models.stages import EvaluationInput
 from tasks.child import run_in_child
 from tasks.child_main import ChildOptions
 from tasks.core import entry
+from tasks.core.plan import BATCH_TOKENS
 from tasks.execution import Execution
 from tasks.making import find_or_make
 from tasks.provenance import provenance
+from tasks.stage import LIGHT_RETRIES, worth_another_attempt
 from tasks.store import ArtifactStore
 from tasks.telling import Teller, publish
 
 
-@task(name="evaluate", task_run_name="evaluate {stage.checkpoint.name}", cache_policy=NO_CACHE)
+@task(
+    name="evaluate",
+    task_run_name="evaluate {stage.checkpoint.name}",
+    cache_policy=NO_CACHE,
+    retries=LIGHT_RETRIES,
+    retry_condition_fn=worth_another_attempt,
+)
 def evaluate(stage: EvaluationInput, execution: Execution) -> EvaluationResult:
     """Measure a model on the held-out rows, unless that has been done.
 
+    Batches shrink by themselves where memory runs out; after a kill the whole is tried again with halved batches.
+
     Raises:
-        StageError: the evaluation failed.
+        OutOfMemory, Killed, StageError: the evaluation failed.
     """
 
     def make(store: ArtifactStore, teller: Teller, options: ChildOptions) -> Manifest:
@@ -44,9 +55,10 @@ def _measure_and_publish(
 ) -> Manifest:
     name = stage.fingerprint[:ID_LENGTH]
     folder = store.partial("evaluation", name)
+    batch_tokens = BATCH_TOKENS >> (task_run.run_count or 1) - 1
     result, _ = run_in_child(
         entry.evaluate,
-        (stage, execution.machine.device, folder),
+        (stage, execution.machine.device, batch_tokens, folder),
         options,
         teller.report,
         teller.line,

@@ -25,6 +25,10 @@ RETRIES = 10
 """Times that Prefect tries a stage again after it ran out of memory or was killed."""
 
 
+LIGHT_RETRIES = 3
+"""Times that Prefect tries an evaluation or a conversion again for the same reasons."""
+
+
 def worth_another_attempt(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
     """Prefect's retry condition: another attempt may go another way after want of memory or a kill, and only then."""
     return isinstance(state.result(raise_on_failure=False), OutOfMemory | Killed)

@@ -143,7 +143,7 @@ class Laboratory:
         pairs = self.rows(spec.preferences, "preference") if spec.preferences else None
         prompts = prompts or self.rows(spec.prompts, "prompts")
         stage = EvaluationInput(checkpoint=checkpoint, spec=spec, prompts=prompts, preferences=pairs, seed=1)
-        return entry.evaluate(stage, "cpu", self.folder / "evaluation", silent)
+        return entry.evaluate(stage, "cpu", 8192, self.folder / "evaluation", silent)
 
 
 @pytest.fixture(scope="module")

@@ -49,8 +49,10 @@ def grpo(stage: GRPOInput, plan: TrainingPlan, folder: Path, report: "Report") -
     return train_grpo_policy(stage, plan, folder, report)
 
 
-def evaluate(stage: EvaluationInput, device: str, folder: Path, report: "Report") -> EvaluationResult:
+def evaluate(
+    stage: EvaluationInput, device: str, batch_tokens: int, folder: Path, report: "Report"
+) -> EvaluationResult:
     """See `tasks.core.evaluation`."""
     from tasks.core.evaluation import evaluate_model
 
-    return evaluate_model(stage, device, folder, report)
+    return evaluate_model(stage, device, batch_tokens, folder, report)

@@ -20,44 +20,58 @@ from tasks.core.verifiers import VERIFIERS
 Row = dict[str, Any]
 
 
-def evaluate_model(stage: EvaluationInput, device: str, folder: Path, report: Report) -> EvaluationResult:
-    """Measure a policy on prompts and pairs, or a reward model on pairs; the result is written to `folder` too."""
+def evaluate_model(
+    stage: EvaluationInput, device: str, batch_tokens: int, folder: Path, report: Report
+) -> EvaluationResult:
+    """Measure a policy on prompts and pairs, or a reward model on pairs; the result is written to `folder` too.
+
+    Args:
+        stage: The model, and what to measure on which rows.
+        device: Where to compute.
+        batch_tokens: Tokens, with padding, that one batch may hold.
+        folder: Where the result is written.
+        report: Gets progress.
+    """
     started = time.monotonic()
     measure = _measure_scorer if stage.checkpoint.stage == "reward" else _measure_policy
-    result = EvaluationResult(checkpoint=stage.checkpoint, **measure(stage, device, report))
+    result = EvaluationResult(checkpoint=stage.checkpoint, **measure(stage, device, batch_tokens, report))
     result = result.model_copy(update={"seconds": time.monotonic() - started})
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "result.json").write_text(result.model_dump_json(indent=2, exclude={"checkpoint"}))
     return result
 
 
-def _measure_scorer(stage: EvaluationInput, device: str, report: Report) -> dict[str, Any]:
+def _measure_scorer(stage: EvaluationInput, device: str, batch_tokens: int, report: Report) -> dict[str, Any]:
     report({"phase": "scoring held-out pairs"})
     scorer = load_scorer(stage.checkpoint.path, DTYPES[stage.checkpoint.precision], device).eval()
     tokenizer = load_tokenizer(stage.checkpoint.path)
-    return _on_pairs(stage, lambda pairs: preferred(scorer, tokenizer, pairs))
+    return _on_pairs(stage, lambda pairs: preferred(scorer, tokenizer, pairs, batch_tokens))
 
 
-def _measure_policy(stage: EvaluationInput, device: str, report: Report) -> dict[str, Any]:
+def _measure_policy(stage: EvaluationInput, device: str, batch_tokens: int, report: Report) -> dict[str, Any]:
     model = load_policy(stage.checkpoint.path, DTYPES[stage.checkpoint.precision], device).eval()
-    chat = ChatModel(model, load_tokenizer(stage.checkpoint.path))
+    chat = ChatModel(model, load_tokenizer(stage.checkpoint.path), batch_tokens)
     rows = read_snapshot(stage.prompts)
 
-    def progress(phase: str) -> Callable[[int], None]:
-        return lambda done: report({"phase": phase, "step": done, "total_steps": len(rows)})
+    def replies(phase: str, **options: Any) -> list[list[str]]:
+        return generate(
+            chat,
+            [row["prompt"] for row in rows],
+            max_new_tokens=stage.spec.max_new_tokens,
+            on_progress=lambda done: report({"phase": phase, "step": done, "total_steps": len(rows)}),
+            **options,
+        )
 
-    figures = _greedy(stage, chat, rows, progress("answering"))
+    figures = _greedy(stage, rows, replies("answering"))
     if stage.spec.num_samples:
-        figures["sampled_reward"] = _sampled(stage, chat, rows, progress("sampling"))
-    return figures | _on_pairs(stage, lambda pairs: more_likely(chat.model, chat.tokenizer, pairs))
+        set_seed(stage.seed)
+        drawn = replies("sampling", temperature=1.0, num_replies=stage.spec.num_samples)
+        figures["sampled_reward"] = _sampled(stage, rows, drawn)
+    return figures | _on_pairs(stage, lambda pairs: more_likely(chat.model, chat.tokenizer, pairs, batch_tokens))
 
 
-def _greedy(
-    stage: EvaluationInput, chat: ChatModel, rows: list[Row], on_progress: Callable[[int], None]
-) -> dict[str, Any]:
+def _greedy(stage: EvaluationInput, rows: list[Row], replies: list[list[str]]) -> dict[str, Any]:
     """Exact match of greedy replies, overall and by kind, with the replies themselves."""
-    prompts = [row["prompt"] for row in rows]
-    replies = generate(chat, prompts, max_new_tokens=stage.spec.max_new_tokens, on_progress=on_progress)
     rewards = _verify(stage, rows, [reply[0] for reply in replies])
     samples = [
         Sample(
@@ -77,12 +91,9 @@ def _greedy(
     }
 
 
-def _sampled(stage: EvaluationInput, chat: ChatModel, rows: list[Row], on_progress: Callable[[int], None]) -> Estimate:
+def _sampled(stage: EvaluationInput, rows: list[Row], drawn: list[list[str]]) -> Estimate:
     """Mean verifiable reward at temperature 1; the interval is over prompts, whose replies are not independent."""
-    set_seed(stage.seed)
-    prompts = [row["prompt"] for row in rows]
-    count, length = stage.spec.num_samples, stage.spec.max_new_tokens
-    drawn = generate(chat, prompts, max_new_tokens=length, temperature=1.0, num_replies=count, on_progress=on_progress)
+    count = stage.spec.num_samples
     repeated = [row for row in rows for _ in range(count)]
     rewards = _verify(stage, repeated, [reply for replies in drawn for reply in replies])
     return mean_reward([sum(rewards[at : at + count]) / count for at in range(0, len(rewards), count)])

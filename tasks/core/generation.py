@@ -12,11 +12,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from tasks.core.loading import load_policy, load_tokenizer
 from tasks.core.memory import in_parts
+from tasks.core.plan import BATCH_TOKENS
 
 Message = dict[str, Any]
-
-BATCH_TOKENS = 8192
-"""Prompt and reply tokens, with padding, that one generation batch may hold."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +23,8 @@ class ChatModel:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    batch_tokens: int = BATCH_TOKENS
+    """Prompt and reply tokens, with padding, that one batch may hold."""
 
 
 def load_chat(path: Path, device: str = "cpu", dtype: torch.dtype | str = "auto") -> ChatModel:
@@ -70,12 +70,11 @@ def generate(
         Replies without special tokens, as (conversations, num_replies), in the order given.
     """
     prompts = [_prompt_tokens(chat.tokenizer, messages) for messages in conversations]
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     replies: dict[int, list[str]] = {}
     answer = partial(
         _generate_batch, chat, max_new_tokens=max_new_tokens, temperature=temperature, num_replies=num_replies
     )
-    for batch in _batches(order, prompts, max_new_tokens, num_replies):
+    for batch in _batches(prompts, max_new_tokens, chat.batch_tokens // num_replies):
         texts = in_parts(answer, [prompts[index] for index in batch])
         replies |= dict(zip(batch, texts, strict=True))
         on_progress(len(replies))
@@ -88,12 +87,12 @@ def _prompt_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Messag
     return tokens
 
 
-def _batches(order: list[int], prompts: list[list[int]], max_new_tokens: int, num_replies: int) -> list[list[int]]:
-    """Cut prompts, sorted by length, into batches that stay under `BATCH_TOKENS`."""
+def _batches(prompts: list[list[int]], max_new_tokens: int, batch_tokens: int) -> list[list[int]]:
+    """Sort prompts by length and cut them into batches of so many tokens, replies included."""
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     batches: list[list[int]] = [[]]
     for index in order:
-        rows = (len(batches[-1]) + 1) * num_replies
-        if batches[-1] and rows * (len(prompts[index]) + max_new_tokens) > BATCH_TOKENS:
+        if batches[-1] and (len(batches[-1]) + 1) * (len(prompts[index]) + max_new_tokens) > batch_tokens:
             batches.append([])
         batches[-1].append(index)
     return batches if order else []

@@ -59,7 +59,8 @@ def write_model(
     """
     load = load_policy if task == "CAUSAL_LM" else load_scorer
     dtype = DTYPES[stage.precision]
-    expected = _outputs(trained.float(), tokenizer)
+    # An accelerator that the training just fits into has no room for all weights in float32.
+    expected = _outputs(trained.to("cpu", torch.float32), tokenizer)
     if isinstance(trained, PeftModel):
         _save_adapter(trained, stage, workspace)
         _merge(load, stage, workspace).to(dtype).save_pretrained(workspace.model)

@@ -4,6 +4,9 @@ from typing import Literal
 
 from models.contract import Contract
 
+BATCH_TOKENS = 8192
+"""Prompt and reply tokens, with padding, that one batch of an evaluation may hold."""
+
 
 class TrainingPlan(Contract):
     """Machine-side counterpart of the hyperparameters."""

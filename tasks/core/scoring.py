@@ -7,14 +7,14 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.core.memory import in_parts
+from tasks.core.plan import BATCH_TOKENS
 
 Row = dict[str, Any]
 
-_BATCH_TOKENS = 4096
-"""Tokens, with padding, that one forward pass may hold."""
 
-
-def preferred(scorer: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Row]) -> list[bool]:
+def preferred(
+    scorer: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Row], batch_tokens: int = BATCH_TOKENS
+) -> list[bool]:
     """Whether a reward model scores the chosen side of each pair higher than the rejected one."""
 
     def scores(tokens: list[list[int]], starts: list[int]) -> torch.Tensor:
@@ -23,10 +23,12 @@ def preferred(scorer: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs
         return logits[:, 0].float()
 
     scorer.config.pad_token_id = tokenizer.pad_token_id
-    return _compare(tokenizer, pairs, scores)
+    return _compare(tokenizer, pairs, scores, batch_tokens)
 
 
-def more_likely(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Row]) -> list[bool]:
+def more_likely(
+    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Row], batch_tokens: int = BATCH_TOKENS
+) -> list[bool]:
     """Whether a policy gives the chosen side of each pair, given the prompt, a higher log-probability."""
 
     def logps(tokens: list[list[int]], starts: list[int]) -> torch.Tensor:
@@ -39,7 +41,7 @@ def more_likely(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pai
         summed: torch.Tensor = (of_tokens * in_completion * batch["attention_mask"][:, 1:]).sum(-1)
         return summed
 
-    return _compare(tokenizer, pairs, logps)
+    return _compare(tokenizer, pairs, logps, batch_tokens // 2)  # logits take much more than keys and values do
 
 
 @torch.inference_mode()
@@ -47,6 +49,7 @@ def _compare(
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[Row],
     score: Callable[[list[list[int]], list[int]], torch.Tensor],
+    batch_tokens: int,
 ) -> list[bool]:
     """Score both sides of every pair, in batches of similar length, and compare them.
 
@@ -54,6 +57,7 @@ def _compare(
         tokenizer: Gives the chat template.
         pairs: Rows with `prompt`, `chosen` and `rejected`.
         score: From (conversations, tokens) and the position of each completion's first token to (conversations,).
+        batch_tokens: Tokens, with padding, that one forward pass may hold.
     """
     sides = [_tokens(tokenizer, pair["prompt"], pair[side]) for pair in pairs for side in ("chosen", "rejected")]
     order = sorted(range(len(sides)), key=lambda index: len(sides[index][0]))
@@ -66,7 +70,7 @@ def _compare(
     scores = torch.zeros(len(sides))
     while order:
         longest = len(sides[order[-1]][0])
-        batch = [order.pop() for _ in range(min(len(order), max(1, _BATCH_TOKENS // longest)))]
+        batch = [order.pop() for _ in range(min(len(order), max(1, batch_tokens // longest)))]
         scores[batch] = torch.tensor(in_parts(score_sides, [sides[index] for index in batch]))
     return [bool(chosen > rejected) for chosen, rejected in scores.view(-1, 2)]
 
