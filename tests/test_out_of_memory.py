@@ -65,6 +65,7 @@ OTHERS = [
     FileNotFoundError(errno.ENOENT, "No such file", "CUDA out of memory.txt"),
     OSError(errno.ENOSPC, "No space left on device"),
     KeyError("cuda out of memory"),
+    RuntimeError("can't start new thread"),
     ValueError("memory"),
 ]
 

@@ -1,6 +1,7 @@
 """Running out of memory: recognised whatever library says so, and answered with smaller parts."""
 
 import errno
+import resource
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -36,6 +37,9 @@ MESSAGES = (
 )
 """Parts of messages, in lower case, that mean that memory has run out."""
 
+_MESSAGES_UNDER_A_LIMIT = ("can't start new thread", "resource temporarily unavailable")
+"""What Python and C++ say where a thread's stack does not fit any more; without a limit it has other reasons."""
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the error, or the one that it was raised from, says that the device or the host has no memory left."""
@@ -45,9 +49,14 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, Exception) and should_reduce_batch_size(error):
         return True
-    if isinstance(error, RuntimeError | ValueError) and any(part in str(error).lower() for part in MESSAGES):
+    if isinstance(error, RuntimeError | ValueError) and any(part in str(error).lower() for part in _messages()):
         return True
     return error.__cause__ is not None and is_out_of_memory(error.__cause__)
+
+
+def _messages() -> tuple[str, ...]:
+    is_limited = resource.getrlimit(resource.RLIMIT_DATA)[0] != resource.RLIM_INFINITY
+    return MESSAGES + _MESSAGES_UNDER_A_LIMIT if is_limited else MESSAGES
 
 
 def in_parts(compute: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item]) -> list[Result]:
