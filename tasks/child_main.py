@@ -19,6 +19,8 @@ from tasks.execution import Execution
 from tasks.files import is_disk_full
 
 _PR_SET_PDEATHSIG = 1
+_M_TOP_PAD = -2
+_TOP_PAD_BYTES = 128 << 10  # glibc's default: nothing is reserved far ahead of need
 
 
 class ChildOptions(Contract):
@@ -120,6 +122,8 @@ def _limit_threads(threads: int) -> None:
 
 def _limit_memory(limit_bytes: int) -> None:
     """Let allocations fail beyond the limit. What is reserved but not in use, such as stacks, does not count."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).mallopt(_M_TOP_PAD, _TOP_PAD_BYTES)
     now = psutil.Process().memory_info()
     allowed = now.data + max(0, limit_bytes - now.rss)
     resource.setrlimit(resource.RLIMIT_DATA, (allowed, allowed))
