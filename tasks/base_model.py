@@ -61,7 +61,7 @@ def _convert_and_publish(
     store.discard_partial("base", name)
     folder = store.partial("base", name)
     started = time.monotonic()
-    metrics, _ = run_in_child(convert, (stage, location, folder), options, teller.report, teller.line)
+    metrics = run_in_child(convert, (stage, location, folder), options, teller.report, teller.line)
     return store.publish(
         folder,
         name=name,

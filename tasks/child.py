@@ -59,7 +59,8 @@ def run_in_child(
     options: ChildOptions,
     on_report: Callable[[Any], None],
     on_line: Callable[[str], None],
-) -> tuple[Any, int]:
+    on_peak: Callable[[int], None] = lambda peak_bytes: None,
+) -> Any:
     """Call `function(*arguments, report)` in a child process and wait for it.
 
     Args:
@@ -69,9 +70,10 @@ def run_in_child(
         options: Threads and time limit.
         on_report: Gets each report.
         on_line: Gets each line that the child prints.
+        on_peak: Gets the child's peak memory so far in bytes: with each report, and at the end.
 
     Returns:
-        What the function returned, and the child's peak resident memory in bytes.
+        What the function returned.
 
     Raises:
         InputError, OutOfMemory, Killed, StageError: as the child's function raised them, or because the child died or
@@ -93,10 +95,10 @@ def run_in_child(
     reader.start()
     try:
         stop_if_closing()
-        return _follow(process, events, on_report, options.timeout_seconds)
+        return _follow(process, events, on_report, on_peak, options.timeout_seconds)
     except _Died as death:
         reader.join(timeout=5)
-        raise _explain(death.exit_code, kills_before, last_lines) from None
+        raise _explain(death, kills_before, last_lines) from None
     finally:
         _stop([process])
         _running.discard(process)
@@ -126,25 +128,32 @@ def _stop(processes: Collection[ForkServerProcess]) -> None:
 
 
 def _follow(
-    process: ForkServerProcess, events: Connection, on_report: Callable[[Any], None], timeout_seconds: float | None
-) -> tuple[Any, int]:
+    process: ForkServerProcess,
+    events: Connection,
+    on_report: Callable[[Any], None],
+    on_peak: Callable[[int], None],
+    timeout_seconds: float | None,
+) -> Any:
     """Pass reports on until the child has returned, failed or died."""
     deadline = time.monotonic() + timeout_seconds if timeout_seconds else None
+    highest = 0
     while True:
         remaining = max(0.0, deadline - time.monotonic()) if deadline else None
         if not wait([events, process.sentinel], remaining):
             raise StageError(f"stopped after {timeout_seconds:g} s; raise ALIGN_STAGE_TIMEOUT_SECONDS to allow more")
         kind, value, peak = _receive(events)
+        highest = max(highest, peak)
+        on_peak(highest)
         if kind == "report":
             on_report(value)
         elif kind == "returned":
             process.join(timeout=_SECONDS_TO_STOP)
-            return value, peak
+            return value
         elif kind == "failed":
             raise _as_error(value)
         else:
             process.join()
-            raise _Died(process.exitcode or 0)
+            raise _Died(process.exitcode or 0, highest)
 
 
 def _receive(events: Connection) -> tuple[str, Any, int]:
@@ -159,24 +168,36 @@ def _receive(events: Connection) -> tuple[str, Any, int]:
 class _Died(Exception):
     """The child ended without a word."""
 
-    def __init__(self, exit_code: int) -> None:
-        super().__init__(exit_code)
+    def __init__(self, exit_code: int, peak_bytes: int) -> None:
+        super().__init__(exit_code, peak_bytes)
         self.exit_code = exit_code
+        self.peak_bytes = peak_bytes
 
 
-def _explain(exit_code: int, kills_before: int | None, last_lines: Iterable[str]) -> StageError:
+def _explain(death: _Died, kills_before: int | None, last_lines: Iterable[str]) -> StageError:
     """What to say of a child that ended without a word."""
     if closing.is_set():
         return Stopped("stopped on request")
-    if exit_code == -signal.SIGKILL:
-        kills = out_of_memory_kills()
-        if kills != kills_before:
-            return OutOfMemory("the process was killed by the kernel (SIGKILL) for want of host memory")
-        evidence = "does not tell why" if kills is None else "has noted no want of memory"
-        return Killed(f"the process was killed (SIGKILL), by whomever: the kernel {evidence}; run again to go on")
-    reason = signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
+    if death.exit_code == -signal.SIGKILL:
+        return _explain_kill(kills_before, death.peak_bytes)
+    reason = signal.Signals(-death.exit_code).name if death.exit_code < 0 else f"exit code {death.exit_code}"
     said = "".join(f"\n  {line}" for line in last_lines) or " nothing"
     return StageError(f"the process ended without a result ({reason}); it last printed:{said}")
+
+
+def _explain_kill(kills_before: int | None, peak_bytes: int) -> StageError:
+    """Whether it was the kernel, for want of host memory, and by what evidence."""
+    kills = out_of_memory_kills()
+    held = f"it held {peak_bytes / 1e9:.1f} GB when last heard of" if peak_bytes else "it had not been heard of"
+    if kills is None or kills_before is None:
+        return Killed(f"the process was killed (SIGKILL), probably for want of host memory; {held}; run again to go on")
+    if kills > kills_before:
+        noted = f"the kernel has noted {kills - kills_before} such kill since it began"
+        return OutOfMemory(f"the process was killed (SIGKILL), probably for want of host memory: {noted}; {held}")
+    return Killed(
+        f"the process was killed (SIGKILL), by whomever: the kernel has noted no want of memory; {held}; "
+        "run again to go on"
+    )
 
 
 def _as_error(failure: Failure) -> AlignError | OSError:

@@ -81,7 +81,7 @@ def serve(
     if options.memory_limit_bytes:
         _limit_memory(options.memory_limit_bytes)
     try:
-        result = function(*arguments, lambda report: events.send(("report", report, 0)))
+        result = function(*arguments, lambda report: events.send(("report", report, _peak_memory_bytes())))
         events.send(("returned", result, _peak_memory_bytes()))
     except Exception as error:  # whatever it is, it has to cross the process border
         events.send(("failed", _describe(error), _peak_memory_bytes()))

@@ -56,7 +56,7 @@ def _measure_and_publish(
     name = stage.fingerprint[:ID_LENGTH]
     folder = store.partial("evaluation", name)
     batch_tokens = BATCH_TOKENS >> (task_run.run_count or 1) - 1
-    result, _ = run_in_child(
+    result: EvaluationResult = run_in_child(
         entry.evaluate,
         (stage, execution.machine.device, batch_tokens, folder),
         options,

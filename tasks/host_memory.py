@@ -2,17 +2,21 @@
 
 from pathlib import Path
 
-_COUNTERS = Path("/proc/vmstat")
+_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
+"""Of this container, or else of the whole machine."""
 
 
 def out_of_memory_kills() -> int | None:
-    """Processes on this machine, control groups included, that the kernel has killed for want of memory so far.
+    """Processes that the kernel has killed for want of memory so far.
 
     Returns:
-        Their number since the machine started; `None` where the kernel does not tell.
+        Their number since the container (or else the machine) started; `None` where the kernel does not tell.
     """
-    try:
-        counters = dict(line.split() for line in _COUNTERS.read_text().splitlines())
-    except OSError:
-        return None
-    return int(counters["oom_kill"]) if "oom_kill" in counters else None
+    for path in _COUNTERS:
+        try:
+            counters = dict(line.split() for line in path.read_text().splitlines())
+        except OSError:
+            continue
+        if "oom_kill" in counters:
+            return int(counters["oom_kill"])
+    return None

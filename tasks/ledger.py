@@ -119,7 +119,7 @@ class AttemptRecorder:
         self._listener = listener
         self._first_step: int | None = None
         self._step = 0
-        self.peak_memory_bytes = 0
+        self._peak_bytes = 0
 
     def __enter__(self) -> "AttemptRecorder":
         self._started = utc_now()
@@ -148,6 +148,10 @@ class AttemptRecorder:
             self._first_step = self._step if self._first_step is None else self._first_step
         self._listener(said)
 
+    def note_peak(self, peak_bytes: int) -> None:
+        """See how much memory the training process has taken at most so far."""
+        self._peak_bytes = peak_bytes
+
     def _note(self, outcome: Outcome, cause: str = "") -> None:
         attempt = Attempt(
             per_device_train_batch_size=self._plan.per_device_train_batch_size,
@@ -160,7 +164,7 @@ class AttemptRecorder:
             cause=cause,
             resumed_from_step=self._first_step or 0,
             reached_step=self._step,
-            peak_memory_bytes=self.peak_memory_bytes,
+            peak_memory_bytes=self._peak_bytes,
         )
         lines = "".join(noted.model_dump_json() + "\n" for noted in (*self._earlier, attempt))
         replace_file(self._workspace / LEDGER, lines)

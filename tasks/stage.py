@@ -82,10 +82,9 @@ def _train(
     plan = plan_attempt(stage.hyperparameters, earlier, execution, recall(stage, execution))
     teller.attempt(plan, workspace / "log.txt")
     with AttemptRecorder(workspace, plan, execution.run, teller.report) as attempt:
-        done, attempt.peak_memory_bytes = run_in_child(
-            train, (stage, plan, workspace), options, attempt.report, teller.line
+        result: TrainingResult = run_in_child(
+            train, (stage, plan, workspace), options, attempt.report, teller.line, attempt.note_peak
         )
-        result: TrainingResult = done
     if plan.per_device_train_batch_size < max((tried.per_device_train_batch_size for tried in earlier), default=0):
         remember(stage, execution, plan)
     return result

@@ -27,7 +27,7 @@ def run(function: Callable[..., Any], *arguments: Any, timeout_seconds: float | 
     """The function's value and its reports."""
     reports: list[Any] = []
     options = ChildOptions(threads=1, timeout_seconds=timeout_seconds)
-    value, _ = run_in_child(function, arguments, options, reports.append, lambda line: None)
+    value = run_in_child(function, arguments, options, reports.append, lambda line: None)
     return value, reports
 
 
@@ -84,6 +84,11 @@ def allocating_too_much(report: Report) -> None:
     torch.empty(2**55, dtype=torch.uint8)
 
 
+def failing_after_much(report: Report) -> None:
+    held = bytearray(300_000_000)
+    raise MemoryError(len(held))
+
+
 def buggy(report: Report) -> float:
     denominator = 0
     return 1 / denominator
@@ -138,8 +143,16 @@ def bytearray_of(size: int, report: Report) -> bytearray:
 
 
 def test_peak_memory_is_told() -> None:
-    _, peak = run_in_child(bytearray_of, (300_000_000,), ChildOptions(threads=1), print, print)
-    assert 300_000_000 < peak < 10**11
+    peaks: list[int] = []
+    run_in_child(bytearray_of, (300_000_000,), ChildOptions(threads=1), print, print, peaks.append)
+    assert 300_000_000 < peaks[-1] < 10**11
+
+
+def test_peak_memory_of_a_failure_is_told() -> None:
+    peaks: list[int] = []
+    with pytest.raises(OutOfMemory):
+        run_in_child(failing_after_much, (), ChildOptions(threads=1), print, print, peaks.append)
+    assert 300_000_000 < peaks[-1] < 10**11
 
 
 def test_what_is_printed_arrives_line_by_line() -> None:
@@ -188,7 +201,7 @@ def test_sigkill_is_want_of_memory_where_the_kernel_says_so(
 ) -> None:
     kills = iter([before, after])
     monkeypatch.setattr("tasks.child.out_of_memory_kills", lambda: next(kills))
-    with pytest.raises(StageError, match="SIGKILL") as caught:
+    with pytest.raises(StageError, match=r"SIGKILL.*it held \d\.\d GB") as caught:
         run(killing_itself, signal.SIGKILL)
     assert caught.type is error
 

@@ -329,7 +329,7 @@ def dying(
 
 
 def in_child(function: Callable[..., TrainingResult], *arguments: Any) -> TrainingResult:
-    result, _ = run_in_child(function, arguments, ChildOptions(threads=1), silent, silent)
+    result = run_in_child(function, arguments, ChildOptions(threads=1), silent, silent)
     assert isinstance(result, TrainingResult)
     return result
 

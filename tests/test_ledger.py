@@ -59,7 +59,7 @@ def note(workspace: Path, plan: TrainingPlan, error: BaseException | None = None
     with suppress(type(error) if error else AssertionError), AttemptRecorder(workspace, plan, "", print) as recorder:
         for step in (4, 5, 6):
             recorder.report({"phase": "training", "step": step, "total_steps": 9})
-        recorder.peak_memory_bytes = 1000
+        recorder.note_peak(1000)
         if error:
             raise error
 
