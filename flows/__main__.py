@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from models.recipe import Recipe
     from models.run import RunRecord
     from tasks.forecast import StageForecast
+    from tasks.memory_forecast import MemoryForecast
     from tasks.preflight import Preflight
 
 PREFECT_DEFAULTS = {
@@ -161,17 +162,37 @@ def _exit_at_once(code: int) -> NoReturn:
 
 
 def _check(arguments: Namespace) -> int:
-    from flows.terminal import make_console, print_forecast, print_preflight
+    from flows.terminal import make_console, print_forecast, print_memory, print_preflight
 
     recipe = _recipe(arguments)
     result = _preflight(recipe)
     stages = _forecast(recipe, result)
     if arguments.json:
-        print_json(result.model_dump(mode="json") | {"forecast": [stage.model_dump() for stage in stages]})
-    else:
-        print_preflight(result, make_console())
-        print_forecast(stages, make_console())
+        memory = _forecast_memory(recipe, result, stages)
+        parts = {"forecast": [stage.model_dump() for stage in stages], "memory": [each.model_dump() for each in memory]}
+        print_json(result.model_dump(mode="json") | parts)
+        return 0
+    console = make_console()
+    print_preflight(result, console)
+    print_forecast(stages, console)
+    with console.status("estimating memory"):
+        memory = _forecast_memory(recipe, result, stages)
+    if memory:
+        print_memory(memory, console)
     return 0
+
+
+def _forecast_memory(recipe: "Recipe", found: "Preflight", stages: "list[StageForecast]") -> "list[MemoryForecast]":
+    """The memory of the stages that are still to be trained; a model that cannot be estimated stops nothing."""
+    from settings.settings import load_settings
+    from tasks.execution import plan_execution
+    from tasks.memory_forecast import forecast_memory
+
+    try:
+        return forecast_memory(recipe, found.datasets, stages, plan_execution(recipe, load_settings()))
+    except StageError as error:
+        print(f"align: memory is not estimated: {str(error).splitlines()[0]}", file=sys.stderr)
+        return []
 
 
 def _forecast(recipe: "Recipe", found: "Preflight", run: "RunRecord | None" = None) -> list["StageForecast"]:

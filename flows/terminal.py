@@ -18,11 +18,24 @@ from models.evaluation import EvaluationResult
 from models.run import RunRecord
 from tasks.forecast import StageForecast
 from tasks.lineage import LineageNode
+from tasks.memory_forecast import MemoryForecast
 from tasks.preflight import Preflight
 from tasks.progress import Progress, listening
 
 _SECONDS_BETWEEN_LINES = 15.0
 _PIPE_WIDTH = 1000  # no terminal, no reason to break lines
+_PARTS = {
+    "process": ("process",),
+    "model": ("weights",),
+    "training": ("gradients", "optimizer"),
+    "activations": ("activations",),
+    "logits": ("logits",),
+    "reference": ("reference",),
+    "reward model": ("reward_model",),
+    "cache": ("generation_cache",),
+    "merge": ("merging",),
+}
+"""Columns of the memory table, and the parts of a footprint that each adds up."""
 _FIGURES = ("loss", "reward", "accuracy")
 _FINAL_PHASES = ("completed", "cached", "failed")
 
@@ -127,7 +140,8 @@ def print_preflight(result: Preflight, console: Console) -> None:
     )
     _print_table(("dataset", "rows", "path"), [(data.place, data.rows, data.path) for data in result.datasets], console)
     _print_table(("stage", "batch", "steps"), [(s.stage, s.batch_size, s.steps) for s in result.stages], console)
-    console.print(f"disk: about {result.disk_bytes / 1e9:.1f} GB at most")
+    kinds = ", ".join(f"{kind} {size / 1e9:.1f}" for kind, size in result.disk.items() if size >= 5e7)
+    console.print(f"disk: about {sum(result.disk.values()) / 1e9:.1f} GB at most" + (f" ({kinds})" if kinds else ""))
     for note in result.notes:
         console.print(f"note: {note}", markup=False)
 
@@ -144,6 +158,35 @@ def print_forecast(stages: Sequence[StageForecast], console: Console) -> None:
         saved = f", saves {duration(stage.saved_seconds)}" if stage.saved_seconds else ""
         fits = f", with a micro-batch of {stage.fitted_batch_size}, which fitted before" * bool(stage.fitted_batch_size)
         console.print(f"{stage.name}: {said[stage.state].format(stage)}{saved}{fits}", markup=False, highlight=False)
+
+
+def print_memory(stages: Sequence[MemoryForecast], console: Console) -> None:
+    """What each stage will take of the memory, what of it is what, and whether it fits."""
+    headings = ("GB", "rows x tokens", *_PARTS, "at most", "there is", "")
+    rows = [
+        (
+            each.footprint.stage,
+            f"{each.per_device_train_batch_size} x {each.footprint.longest_tokens}",
+            *(_gigabytes(sum(getattr(each.footprint, name) for name in names)) for names in _PARTS.values()),
+            _gigabytes(each.footprint.peak),
+            _gigabytes(each.available_bytes),
+            each.verdict,
+        )
+        for each in stages
+    ]
+    _print_table(headings, rows, console)
+    for each in stages:
+        if each.verdict == "won't fit":
+            console.print(f"{each.footprint.stage}: {_what_fits(each)}", markup=False, highlight=False)
+
+
+def _what_fits(stage: MemoryForecast) -> str:
+    rows = stage.fitting_batch_size
+    if rows is None:
+        return "not even one row fits; a run will recompute activations; or shorten rows, or take a smaller base model"
+    return (
+        f"a micro-batch of {rows} would fit, as a run will find out; ALIGN_PER_DEVICE_TRAIN_BATCH_SIZE sets it at once"
+    )
 
 
 def print_runs(records: Sequence[tuple[RunRecord, str]], console: Console) -> None:
@@ -199,6 +242,10 @@ def _short_name(stage: str) -> str:
     """`sft-0123456789abcdef` as `sft 01234567`."""
     kind, _, identity = stage.rpartition("-")
     return escape(f"{kind} {identity[:8]}" if kind else stage)
+
+
+def _gigabytes(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:.2f}" if size_bytes else "-"
 
 
 def _steps(report: Progress) -> str:

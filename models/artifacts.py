@@ -1,17 +1,20 @@
 """What lies in the artifact root: base models, snapshots, checkpoints, and the manifest that completes each folder."""
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import model_validator
+
 from models.contract import Contract
-from models.fingerprint import ID_LENGTH
+from models.fingerprint import ID_LENGTH, fingerprint
 from models.recipe import Precision
 
 Stage = Literal["base", "sft", "reward", "dpo", "grpo"]
 Outcome = Literal["running", "completed", "out_of_memory", "killed", "failed", "cancelled", "died"]
 Kind = Literal["base", "dataset", "checkpoint", "evaluation"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Version of the manifest's layout; readers accept every version up to this one."""
 
 
@@ -84,6 +87,28 @@ class Manifest(Contract):
     """UTC time, ISO 8601."""
     files: tuple[FileEntry, ...]
     """Every other file of the folder."""
+    digest: str = ""
+    """SHA-256 of all the fields above; empty in layout 1."""
+
+    def sealed(self) -> "Manifest":
+        """The same with its digest."""
+        return self.model_copy(update={"digest": _digest(json.loads(self.model_dump_json()))})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_as_written(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        layout = content.get("schema_version", 1)
+        if isinstance(layout, int) and layout > SCHEMA_VERSION:
+            raise ValueError(f"layout {layout} is newer than this version reads")
+        if content.get("digest") and content["digest"] != _digest(content):
+            raise ValueError("its content was changed after it was written")
+        return content
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return fingerprint({key: value for key, value in content.items() if key != "digest"})
 
 
 class Artifact(Contract):

@@ -26,6 +26,11 @@ class Request(Contract):
         """SHA-256 of the identity."""
         return fingerprint(self.identity())
 
+    @property
+    def id(self) -> str:
+        """The short form of the fingerprint, which ends the name of the folder that this leads to."""
+        return self.fingerprint[:ID_LENGTH]
+
 
 class BaseModelInput(Request):
     """A source and the precision to keep it in."""
@@ -91,7 +96,7 @@ class TrainingInput(Request):
     @property
     def name(self) -> str:
         """Name of the checkpoint that this input leads to: `dpo-0123456789abcdef`."""
-        return f"{self.stage}-{self.fingerprint[:ID_LENGTH]}"
+        return f"{self.stage}-{self.id}"
 
 
 class SFTInput(TrainingInput):

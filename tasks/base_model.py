@@ -7,7 +7,6 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from models.artifacts import Checkpoint, Manifest
-from models.fingerprint import ID_LENGTH
 from models.recipe import BaseModelSource
 from models.stages import BaseModelInput
 from tasks.base_model_check import locate
@@ -44,9 +43,7 @@ def prepare_base_model(source: BaseModelSource, execution: Execution) -> Checkpo
     def read(path: Path, manifest: Manifest) -> Checkpoint:
         return Checkpoint(path=path, fingerprint=manifest.fingerprint, stage="base", precision=stage.precision)
 
-    return find_or_make(
-        "base", stage.fingerprint[:ID_LENGTH], execution, make, read, f"base-{stage.fingerprint[:ID_LENGTH]}"
-    )
+    return find_or_make("base", stage.id, execution, make, read, f"base-{stage.id}")
 
 
 def _convert_and_publish(
@@ -57,7 +54,7 @@ def _convert_and_publish(
     teller: Teller,
     options: ChildOptions,
 ) -> Manifest:
-    name = stage.fingerprint[:ID_LENGTH]
+    name = stage.id
     store.discard_partial("base", name)
     folder = store.partial("base", name)
     started = time.monotonic()

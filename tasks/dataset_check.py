@@ -5,6 +5,9 @@ import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from heapq import nlargest
+
+from pydantic import Field
 
 from models.artifacts import Stage
 from models.contract import Contract
@@ -12,6 +15,9 @@ from models.errors import InputError
 from models.fingerprint import canonical_json, fingerprint
 from models.recipe import DatasetSource, Recipe, Training
 from tasks.rows import Role, Row, check_rows, snapshot_identity
+
+_LONGEST = 8
+"""Rows whose tokens are counted: the one with the most characters need not have the most tokens."""
 
 
 class DatasetCheck(Contract):
@@ -27,6 +33,10 @@ class DatasetCheck(Contract):
     """Rows left out because an earlier one is equal."""
     fingerprint: str
     """Of the snapshot that the rows will be frozen as."""
+    size_bytes: int
+    """Size of that snapshot."""
+    longest_rows: tuple[Row, ...] = Field((), exclude=True, repr=False)
+    """The rows with the longest texts, which decide how much memory training takes."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +96,15 @@ def _read_table(place: str, source: DatasetSource, role: Role, system_prompt: st
         checked = check_rows(source, role, system_prompt)
     except InputError as error:
         raise InputError("\n".join(f"{place}: {line}" for line in str(error).splitlines())) from None
+    sizes = [len(canonical_json(row)) for row in checked.rows]
     check = DatasetCheck(
         place=place,
         path=source.path,
         rows=len(checked.rows),
         duplicates=checked.duplicates,
         fingerprint=fingerprint(snapshot_identity(checked.rows)),
+        size_bytes=sum(sizes) + len(sizes),
+        longest_rows=tuple(checked.rows[at] for at in nlargest(_LONGEST, range(len(sizes)), key=sizes.__getitem__)),
     )
     return Table(check, frozenset(map(_prompt_key, checked.rows)))
 

@@ -10,7 +10,6 @@ from prefect.runtime import task_run
 
 from models.artifacts import Manifest
 from models.evaluation import EvaluationResult
-from models.fingerprint import ID_LENGTH
 from models.stages import EvaluationInput
 from tasks.child import run_in_child
 from tasks.child_main import ChildOptions
@@ -47,13 +46,13 @@ def evaluate(stage: EvaluationInput, execution: Execution) -> EvaluationResult:
         return EvaluationResult(checkpoint=stage.checkpoint, **json.loads((path / "result.json").read_bytes()))
 
     title = f"evaluation-of-{stage.checkpoint.name}"
-    return find_or_make("evaluation", stage.fingerprint[:ID_LENGTH], execution, make, read, title)
+    return find_or_make("evaluation", stage.id, execution, make, read, title)
 
 
 def _measure_and_publish(
     stage: EvaluationInput, execution: Execution, store: ArtifactStore, teller: Teller, options: ChildOptions
 ) -> Manifest:
-    name = stage.fingerprint[:ID_LENGTH]
+    name = stage.id
     folder = store.partial("evaluation", name)
     batch_tokens = BATCH_TOKENS >> (task_run.run_count or 1) - 1
     result: EvaluationResult = run_in_child(

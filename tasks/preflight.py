@@ -24,6 +24,8 @@ from tasks.forecast import stage_inputs
 from tasks.store import ArtifactStore
 
 _BYTES_PER_WEIGHT: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
+_LORA_SHARE = 0.002
+"""Weights of adapters to weights of the model, for each rank; models with wide layers need less."""
 _TRACKERS = {
     "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "comet_ml": "comet_ml", "trackio": "trackio",
     "swanlab": "swanlab", "clearml": "clearml", "neptune": "neptune", "dvclive": "dvclive", "codecarbon": "codecarbon",
@@ -53,8 +55,8 @@ class Preflight(Contract):
     """Every dataset of the recipe, checked row by row."""
     stages: tuple[StagePlan, ...]
     """The stages in order."""
-    disk_bytes: int
-    """Estimate of what the run writes at most."""
+    disk: dict[str, int]
+    """Estimate of what the run writes at most, in bytes, by kind."""
     notes: tuple[str, ...] = ()
     """Remarks that do not stop the run."""
 
@@ -82,14 +84,15 @@ def preflight(recipe: Recipe, settings: Settings) -> Preflight:
     if problems or machine is None or precision is None:
         raise InputError("\n".join(problems))
     checks = [table.check for table in tables.values()]
-    needed = _disk_bytes(recipe, model, precision, settings, _missing(recipe, checks, settings))
-    _check_disk(settings, needed)
+    disk = _disk(recipe, model.parameters or 0, precision, settings, _missing(recipe, checks, settings))
+    disk["snapshots"] = sum({check.fingerprint: check.size_bytes for check in checks}.values())
+    _check_disk(settings, disk)
     return Preflight(
         machine=machine,
         precision=precision,
         datasets=tuple(table.check for table in tables.values()),
         stages=tuple(stages),
-        disk_bytes=needed,
+        disk=disk,
         notes=tuple(_notes(recipe, machine, precision, tables)),
     )
 
@@ -173,18 +176,29 @@ def _missing(recipe: Recipe, checks: list[DatasetCheck], settings: Settings) -> 
     return stages if inputs[0].policy.path.exists() else {"base", *stages}
 
 
-def _disk_bytes(
-    recipe: Recipe, model: BaseModelFacts, precision: Precision, settings: Settings, missing: set[Stage]
-) -> int:
-    """The converted base model, each stage's merged model, and trainer checkpoints of a full fine-tuning."""
-    merged = len(missing) * _BYTES_PER_WEIGHT[precision]
-    full = any(section.lora is None for stage, section in training_sections(recipe).items() if stage in missing)
+def _disk(
+    recipe: Recipe, parameters: int, precision: Precision, settings: Settings, missing: set[Stage]
+) -> dict[str, int]:
+    """The converted base model, each stage's merged model, and the largest of the stages' trainer checkpoints."""
+    model = parameters * _BYTES_PER_WEIGHT[precision]
+    sections = training_sections(recipe)
+    trained = [_trained_share(section) for stage, section in sections.items() if stage in missing]
     # One more than is kept, since the oldest goes last; weights and two moments of AdamW in float32.
-    trained = (settings.checkpoints_kept + 1) * 3 * 4 if full else 0
-    return (merged + trained) * (model.parameters or 0)
+    checkpoint = int(parameters * max(trained, default=0.0) * 3 * 4)
+    return {
+        "base model": model * ("base" in missing),
+        "merged models": model * len(missing - {"base"}),
+        "trainer checkpoints": checkpoint * (settings.checkpoints_kept + 1),
+    }
 
 
-def _check_disk(settings: Settings, needed: int) -> None:
+def _trained_share(section: Training) -> float:
+    """Share of the weights that a stage trains, roughly."""
+    return min(1.0, _LORA_SHARE * section.lora.r) if section.lora else 1.0
+
+
+def _check_disk(settings: Settings, disk: dict[str, int]) -> None:
+    needed = sum(disk.values())
     free = shutil.disk_usage(_nearest_existing(settings.home)).free
     usable = free - settings.reserved_disk_bytes
     if needed > usable or usable < 0:

@@ -20,7 +20,7 @@ from typing import Any, get_args
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from models.artifacts import SCHEMA_VERSION, Kind, Manifest, Stage
+from models.artifacts import Kind, Manifest, Stage
 from models.errors import DamagedArtifact, InputError
 from models.fingerprint import ID_LENGTH, fingerprint
 from tasks.closing import stop_if_closing
@@ -75,7 +75,7 @@ class ArtifactStore:
             manifest: Fields of the manifest; `kind` and `name` (the folder's name) among them.
         """
         name = manifest.pop("name")
-        written = Manifest(created=utc_now(), files=list_files(content, MANIFEST), **manifest)
+        written = Manifest(created=utc_now(), files=list_files(content, MANIFEST), **manifest).sealed()
         replace_file(content / MANIFEST, written.model_dump_json(indent=2))
         target = self.folder(written.kind, name)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -192,14 +192,12 @@ def read_manifest(path: Path) -> Manifest:
         DamagedArtifact: it is missing or is not a manifest.
     """
     try:
-        manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
+        return Manifest.model_validate_json((path / MANIFEST).read_bytes())
     except OSError as error:
         raise DamagedArtifact(f"{path / MANIFEST}: cannot be read ({error.strerror})") from None
-    except ValidationError:
-        raise DamagedArtifact(f"{path / MANIFEST}: its content is not a manifest") from None
-    if manifest.schema_version > SCHEMA_VERSION:
-        raise DamagedArtifact(f"{path / MANIFEST}: layout {manifest.schema_version} is newer than this version reads")
-    return manifest
+    except ValidationError as error:
+        why = error.errors()[0].get("ctx", {}).get("error", "its content is not a manifest")
+        raise DamagedArtifact(f"{path / MANIFEST}: {why}") from None
 
 
 def damage(path: Path) -> list[str]:

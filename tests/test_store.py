@@ -101,13 +101,17 @@ def claim_another_identity(folder: Path) -> None:
 
 def claim_a_later_layout(folder: Path) -> None:
     (folder / MANIFEST).write_text(
-        (folder / MANIFEST).read_text().replace('"schema_version": 1', '"schema_version": 2')
+        (folder / MANIFEST).read_text().replace('"schema_version": 2', '"schema_version": 3')
     )
+
+
+def change_a_figure(folder: Path) -> None:
+    (folder / MANIFEST).write_text((folder / MANIFEST).read_text().replace('"metrics": {', '"metrics": {"loss": 0.1, '))
 
 
 DAMAGES = [
     *(delete, truncate, flip_a_bit, add_a_file, cut_the_manifest, replace_the_manifest),
-    *(claim_another_identity, claim_a_later_layout),
+    *(claim_another_identity, claim_a_later_layout, change_a_figure),
 ]
 
 
@@ -142,7 +146,7 @@ def test_damage_says_which_file_and_what(folder: Path) -> None:
 
 def test_a_manifest_of_a_later_layout_is_not_read(folder: Path) -> None:
     claim_a_later_layout(folder)
-    with pytest.raises(DamagedArtifact, match="layout 2 is newer"):
+    with pytest.raises(DamagedArtifact, match="layout 3 is newer"):
         read_manifest(folder)
 
 

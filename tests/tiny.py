@@ -25,9 +25,14 @@ CHAT_TEMPLATE = (
 
 
 def build_tiny_model(
-    folder: Path, *, chat_template: str | None = CHAT_TEMPLATE, seed: int = 0, hidden_size: int = 32
+    folder: Path,
+    *,
+    chat_template: str | None = CHAT_TEMPLATE,
+    seed: int = 0,
+    dtype: str = "fp32",
+    shape: dict[str, int] | None = None,
 ) -> Path:
-    """Write a Llama of two layers with random weights and its tokenizer to `folder`."""
+    """Write a Llama of two layers (or of the shape given) with random weights and its tokenizer to `folder`."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -42,20 +47,18 @@ def build_tiny_model(
     )
     tokenizer.chat_template = chat_template
     torch.manual_seed(seed)
+    shape = shape or {}
+    width = shape.get("hidden_size", 32)
+    small = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2, "vocab_size": len(tokenizer)}
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden_size,
-        intermediate_size=2 * hidden_size,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        **small | {"num_attention_heads": 4, "num_key_value_heads": 2} | shape,
         max_position_embeddings=512,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=tokenizer.bos_token_id,
         tie_word_embeddings=True,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    LlamaForCausalLM(config).to(torch.bfloat16 if dtype == "bf16" else torch.float32).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

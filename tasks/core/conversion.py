@@ -29,7 +29,7 @@ def convert_base_model(stage: BaseModelInput, location: str, folder: Path, repor
     Raises:
         InputError: no chat template, no end-of-sequence token, or a token that is not in the vocabulary.
     """
-    options = _load_options(stage, location)
+    options = load_options(stage, location)
     report({"phase": "reading the tokenizer"})
     tokenizer = AutoTokenizer.from_pretrained(**options)
     prepare_tokenizer(tokenizer, stage.source)
@@ -60,7 +60,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, source: BaseModelSourc
     _set_token(tokenizer, "pad_token", source.pad_token or _distinct_pad_token(tokenizer))
 
 
-def _load_options(stage: BaseModelInput, location: str) -> dict[str, Any]:
+def load_options(stage: BaseModelInput, location: str) -> dict[str, Any]:
     """Where Transformers finds the model: a file inside a folder, a folder, or a hub id at a commit."""
     if stage.source.source == "package":
         return {"pretrained_model_name_or_path": str(Path(location).parent), "gguf_file": Path(location).name}

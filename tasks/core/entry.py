@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from models.evaluation import EvaluationResult
 from models.stages import BaseModelInput, DPOInput, EvaluationInput, GRPOInput, RewardInput, SFTInput
-from tasks.core.plan import TrainingPlan, TrainingResult
+from tasks.core.plan import Footprint, StageShape, TrainingPlan, TrainingResult
 
 if TYPE_CHECKING:
     from tasks.core.trainer import Report
@@ -19,6 +19,15 @@ def convert(stage: BaseModelInput, location: str, folder: Path, report: "Report"
     from tasks.core.conversion import convert_base_model
 
     return convert_base_model(stage, location, folder, report)
+
+
+def estimate(
+    source: BaseModelInput, location: str, shapes: tuple[StageShape, ...], report: "Report"
+) -> list[Footprint]:
+    """See `tasks.core.footprint`."""
+    from tasks.core.footprint import estimate_footprints
+
+    return estimate_footprints(source, location, shapes, report)
 
 
 def sft(stage: SFTInput, plan: TrainingPlan, folder: Path, report: "Report") -> TrainingResult:

@@ -1,8 +1,10 @@
 """What crosses the border to the training process: the plan, in which no weight is decided, and the result."""
 
-from typing import Literal
+from typing import Any, Literal
 
+from models.artifacts import Stage
 from models.contract import Contract
+from models.recipe import Precision, Training
 
 BATCH_TOKENS = 8192
 """Prompt and reply tokens, with padding, that one batch of an evaluation may hold."""
@@ -50,3 +52,51 @@ def split_batch(batch_size: int, largest: int | None) -> tuple[int, int]:
     """
     micro = next(size for size in range(min(batch_size, largest or batch_size), 0, -1) if batch_size % size == 0)
     return micro, batch_size // micro
+
+
+class StageShape(Contract):
+    """What decides how much memory a stage takes."""
+
+    stage: Stage
+    """The stage."""
+    hyperparameters: Training
+    """The recipe's section for it."""
+    precision: Precision
+    """Number format of weights and activations."""
+    plan: TrainingPlan
+    """How it would be trained."""
+    longest_rows: tuple[dict[str, Any], ...]
+    """The rows of its dataset with the longest texts, in normal form."""
+
+
+class Footprint(Contract):
+    """Estimate of the memory of a stage's process, in bytes; what is not in use at the peak counts as well."""
+
+    stage: Stage
+    """The stage."""
+    longest_tokens: int
+    """Tokens of the longest row that training sees, a completion's limit included."""
+    weights: int
+    """The model that is trained, adapters included."""
+    gradients: int
+    """Gradients of the weights that are trained."""
+    optimizer: int
+    """Both moments of AdamW."""
+    activations: int
+    """What the forward pass keeps for the backward pass."""
+    logits: int
+    """What the loss and its gradient add to that."""
+    reference: int
+    """The reference model, where it is a copy of its own."""
+    reward_model: int
+    """The reward model that scores completions."""
+    generation_cache: int
+    """Keys and values of all completions of a step."""
+    merging: int
+    """What the merge and its check hold at once; on the host."""
+    process: int
+    """The process itself with its libraries; 0 where only an accelerator's memory counts."""
+    peak: int
+    """The most that is in use at one time."""
+    peak_of_one_row: int
+    """The same with a micro-batch of one row."""
