@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from models.artifacts import Checkpoint, Dataset
 from models.evaluation import Estimate
-from models.recipe import DPO, GRPO, SFT, BaseModelSource, RewardModel
+from models.recipe import DPO, GRPO, SFT, BaseModelSource, Precision, RewardModel
 from models.stages import BaseModelInput, DPOInput, GRPOInput, RewardInput, SFTInput, TrainingInput
 from tasks.child import run_in_child
 from tasks.child_main import ChildOptions
@@ -24,7 +24,7 @@ from tasks.core import entry
 from tasks.core.plan import Footprint, StageShape, TrainingPlan, split_batch
 from tests.tiny import build_tiny_model, write_rows
 
-_TOO_HIGH, _TOO_LOW = 0.25, -0.10
+TOO_HIGH, TOO_LOW = 0.25, -0.10
 
 
 class Size(NamedTuple):
@@ -37,7 +37,7 @@ class Size(NamedTuple):
     words: int
 
 
-_SIZES = (
+SIZES = (
     Size("6 M", {"hidden_size": 256, "num_hidden_layers": 6, "vocab_size": 8192}, 16, 16, 60),
     Size("41 M", {"hidden_size": 512, "num_hidden_layers": 12, "vocab_size": 16384}, 16, 8, 40),
     Size("135 M", {"hidden_size": 576, "num_hidden_layers": 30, "vocab_size": 49152}, 16, 8, 20),
@@ -53,17 +53,17 @@ def main() -> int:
     print("| model | stage | rows x tokens | estimate in MB | measured in MB | error |\n|---|---|---|---|---|---|")
     errors = []
     with tempfile.TemporaryDirectory() as folder:
-        for size in _SIZES:
-            for row, error in _compare(size, Path(folder) / size.name, asked):
+        for size in SIZES:
+            for row, error in compare(size, Path(folder) / size.name, full=asked.full, precision=asked.precision):
                 print(row, flush=True)
                 errors.append(error)
     print(f"\n{len(errors)} stages, errors from {min(errors):+.0%} to {max(errors):+.0%}")
-    return int(max(errors) > _TOO_HIGH or min(errors) < _TOO_LOW)
+    return int(max(errors) > TOO_HIGH or min(errors) < TOO_LOW)
 
 
-def _compare(size: Size, folder: Path, asked: argparse.Namespace) -> Iterator[tuple[str, float]]:
+def compare(size: Size, folder: Path, *, full: bool, precision: Precision) -> Iterator[tuple[str, float]]:
     """A line of the table and the error of each stage."""
-    for stage in _stages(size, folder, asked):
+    for stage in _stages(size, folder, full=full, precision=precision):
         estimate = _estimate(stage, size)
         measured = _measure(stage, size, folder / "work" / stage.stage)
         error = estimate.peak / measured - 1
@@ -72,14 +72,14 @@ def _compare(size: Size, folder: Path, asked: argparse.Namespace) -> Iterator[tu
         yield f"| {size.name} | {stage.stage} | {shape} | {figures} |", error
 
 
-def _stages(size: Size, folder: Path, asked: argparse.Namespace) -> Iterator[TrainingInput]:
+def _stages(size: Size, folder: Path, *, full: bool, precision: Precision) -> Iterator[TrainingInput]:
     heads = {"num_attention_heads": size.shape["hidden_size"] // 64, "num_key_value_heads": 1, "head_dim": 64}
     wide = {"intermediate_size": size.shape["hidden_size"] * 8 // 3}
-    path = build_tiny_model(folder / "model", dtype=asked.precision, shape=size.shape | heads | wide)
-    policy = Checkpoint(path=path, fingerprint="0" * 64, stage="sft", precision=asked.precision)
-    common: dict[str, Any] = {"policy": policy, "seed": 0, "precision": asked.precision}
+    path = build_tiny_model(folder / "model", dtype=precision, shape=size.shape | heads | wide)
+    policy = Checkpoint(path=path, fingerprint="0" * 64, stage="sft", precision=precision)
+    common: dict[str, Any] = {"policy": policy, "seed": 0, "precision": precision}
     short: dict[str, Any] = {"max_steps": 2, "batch_size": size.batch_size, "max_length": 512}
-    short |= {"dataset": {"path": "rows"}} | ({"lora": None} if asked.full else {})
+    short |= {"dataset": {"path": "rows"}} | ({"lora": None} if full else {})
     prompts = [f"{'count ' * size.words}{number}" for number in range(64)]
     replies = {"completion": "one two", "chosen": "one two", "rejected": "three four"}
     rows = [
@@ -95,9 +95,7 @@ def _stages(size: Size, folder: Path, asked: argparse.Namespace) -> Iterator[Tra
     short.pop("max_length")
     rewards = [{"kind": "reward_model"}, {"kind": "exact_answer"}]
     grpo = GRPO.model_validate(short | {"max_completion_length": 64, "rewards": rewards})
-    scorer = Checkpoint(
-        path=folder / "work/reward/model", fingerprint="1" * 64, stage="reward", precision=asked.precision
-    )
+    scorer = Checkpoint(path=folder / "work/reward/model", fingerprint="1" * 64, stage="reward", precision=precision)
     accuracy = Estimate(value=1.0, low=0.9, high=1.0, n=64)
     yield GRPOInput(hyperparameters=grpo, reward_model=scorer, reward_accuracy=accuracy, **common)
 

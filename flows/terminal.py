@@ -183,7 +183,7 @@ def print_memory(stages: Sequence[MemoryForecast], console: Console) -> None:
 def _what_fits(stage: MemoryForecast) -> str:
     rows = stage.fitting_batch_size
     if rows is None:
-        return "not even one row fits; a run will recompute activations; or shorten rows, or take a smaller base model"
+        return "not even one row fits; shorten rows, train adapters only (lora), or take a smaller base model"
     return (
         f"a micro-batch of {rows} would fit, as a run will find out; ALIGN_PER_DEVICE_TRAIN_BATCH_SIZE sets it at once"
     )

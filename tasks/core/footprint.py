@@ -85,8 +85,11 @@ class _Skeleton:
         weights = _size(self._model.parameters())
         gradients = _size(self._trained)
         held = {"optimizer": 2 * gradients, "reference": self._reference(), "reward_model": self._reward_model()}
-        generating = self._generation() if isinstance(self._asked, GRPO) else _Use()
-        training, training_on_one_row = (self._step(rows) for rows in (self._shape.plan.per_device_train_batch_size, 1))
+        training, generating = self._step(self._shape.plan.per_device_train_batch_size), _Use()
+        least = [self._step(1)]
+        if isinstance(self._asked, GRPO):  # where memory runs out, completions are generated in parts
+            generating = self._generation(self._asked.batch_size)
+            least += [self._generation(1)]
         merging = self._merging() if self._on_host else 0
         always = (process if self._on_host else 0) + sum(held.values())
         return Footprint(
@@ -101,7 +104,7 @@ class _Skeleton:
             merging=merging,
             process=process if self._on_host else 0,
             peak=always + max(self._allocated(weights, generating, training), merging),
-            peak_of_one_row=always + max(self._allocated(weights, generating, training_on_one_row), merging),
+            peak_of_one_row=always + max(self._allocated(weights, *least), merging),
         )
 
     def _build(self, config: Any) -> Any:
@@ -116,7 +119,7 @@ class _Skeleton:
                 model = AutoModelForCausalLM.from_config(config, dtype=dtype)
                 add_fused_lm_head(model, outputs=("log_probs", "entropy"))
             if self._shape.plan.gradient_checkpointing:
-                model.gradient_checkpointing_enable()
+                model.activation_checkpointing_enable()
                 model.enable_input_require_grads()
             if lora:
                 model = get_peft_model(model, lora_config(lora, "SEQ_CLS" if scores else "CAUSAL_LM"))
@@ -185,13 +188,15 @@ class _Skeleton:
         return loss
 
     @torch.no_grad()
-    def _generation(self) -> "_Use":
-        """A step's completions as one forward pass, which keeps all keys and values; scoring takes no more."""
+    def _generation(self, completions: int) -> "_Use":
+        """Completions as one forward pass, which keeps all keys and values; scoring them takes no more."""
+        self._model.eval()  # recomputing activations would keep no cache
         with self._fake, Tally(self._model.parameters()) as tally:
-            ids = torch.zeros(self._asked.batch_size, self._tokens, dtype=torch.long)
+            ids = torch.zeros(completions, self._tokens, dtype=torch.long)
             output = self._model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True, logits_to_keep=1)
             cache = _size(tensor for layer in output.past_key_values.layers for tensor in (layer.keys, layer.values))
             del ids, output
+        self._model.train()
         return _Use(cache, tally.peak, tally.events)
 
 
