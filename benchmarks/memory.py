@@ -121,6 +121,7 @@ def _estimate(stage: TrainingInput, size: Size) -> Footprint:
         hyperparameters=stage.hyperparameters,
         precision=stage.precision,
         plan=_plan(size),
+        splits_generation=False,
         longest_rows=tuple(rows),
     )
     folder = BaseModelSource(source="folder", name=str(stage.policy.path))

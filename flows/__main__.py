@@ -117,7 +117,9 @@ def _end_without_api(error: Exception) -> NoReturn:
 
     where = os.environ.get("PREFECT_API_URL", "its temporary server")
     lost = f"the Prefect API at {where} failed or cannot be reached ({type(error).__name__}: {error})"
-    record = opened_run(load_settings().home)
+    record = None
+    with suppress(InputError):  # its record cannot be read
+        record = opened_run(load_settings().home)
     if record and record.state == "completed":
         print_summary(record, make_console())
         print(f"align: {lost}; the run is complete, but Prefect does not know it", file=sys.stderr)
@@ -190,7 +192,7 @@ def _forecast_memory(recipe: "Recipe", found: "Preflight", stages: "list[StageFo
 
     try:
         return forecast_memory(recipe, found.datasets, stages, plan_execution(recipe, load_settings()))
-    except StageError as error:
+    except (AlignError, OSError) as error:
         print(f"align: memory is not estimated: {str(error).splitlines()[0]}", file=sys.stderr)
         return []
 

@@ -167,9 +167,9 @@ def print_memory(stages: Sequence[MemoryForecast], console: Console) -> None:
         (
             each.footprint.stage,
             f"{each.per_device_train_batch_size} x {each.footprint.longest_tokens}",
-            *(_gigabytes(sum(getattr(each.footprint, name) for name in names)) for names in _PARTS.values()),
-            _gigabytes(each.footprint.peak),
-            _gigabytes(each.available_bytes),
+            *(_gigabytes_cell(sum(getattr(each.footprint, name) for name in names)) for names in _PARTS.values()),
+            _gigabytes_cell(each.footprint.peak),
+            _gigabytes_cell(each.available_bytes),
             each.verdict,
         )
         for each in stages
@@ -183,7 +183,8 @@ def print_memory(stages: Sequence[MemoryForecast], console: Console) -> None:
 def _what_fits(stage: MemoryForecast) -> str:
     rows = stage.fitting_batch_size
     if rows is None:
-        return "not even one row fits; shorten rows, train adapters only (lora), or take a smaller base model"
+        grpo = ", generate less at once (batch_size, max_completion_length)" * (stage.footprint.stage == "grpo")
+        return f"not even one row fits; shorten rows, train adapters only (lora){grpo}, or take a smaller base model"
     return (
         f"a micro-batch of {rows} would fit, as a run will find out; ALIGN_PER_DEVICE_TRAIN_BATCH_SIZE sets it at once"
     )
@@ -244,7 +245,7 @@ def _short_name(stage: str) -> str:
     return escape(f"{kind} {identity[:8]}" if kind else stage)
 
 
-def _gigabytes(size_bytes: int) -> str:
+def _gigabytes_cell(size_bytes: int) -> str:
     return f"{size_bytes / 1e9:.2f}" if size_bytes else "-"
 
 

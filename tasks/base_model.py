@@ -16,7 +16,7 @@ from tasks.core.entry import convert
 from tasks.execution import Execution
 from tasks.making import find_or_make
 from tasks.provenance import provenance
-from tasks.stage import LIGHT_RETRIES, worth_another_attempt
+from tasks.stage import LIGHT_RETRIES, was_killed
 from tasks.store import ArtifactStore
 from tasks.telling import Teller
 
@@ -25,7 +25,7 @@ from tasks.telling import Teller
     name="prepare-base-model",
     cache_policy=NO_CACHE,
     retries=LIGHT_RETRIES,
-    retry_condition_fn=worth_another_attempt,
+    retry_condition_fn=was_killed,
 )
 def prepare_base_model(source: BaseModelSource, execution: Execution) -> Checkpoint:
     """Convert the base model to a safetensors folder that can chat, unless it is there.

@@ -204,10 +204,11 @@ def _explain_kill(kills_before: int | None, peak_bytes: int) -> StageError:
     kills = out_of_memory_kills()
     held = f"it held {peak_bytes / 1e9:.1f} GB when last heard of" if peak_bytes else "it had not been heard of"
     if kills is None or kills_before is None:
-        return Killed(f"the process was killed (SIGKILL), probably for want of host memory; {held}; run again to go on")
+        return Killed(f"the process was killed (SIGKILL), by whomever: the kernel does not tell why; {held}; run again")
     if kills > kills_before:
         noted = f"the kernel has noted {kills - kills_before} such kill since it began"
-        return OutOfMemory(f"the process was killed (SIGKILL), probably for want of host memory: {noted}; {held}")
+        remedy = "free host memory, lower ALIGN_PARALLEL_STAGES, or take a smaller base model"
+        return OutOfMemory(f"killed (SIGKILL), probably for want of host memory: {noted}; {held}; {remedy}")
     return Killed(
         f"the process was killed (SIGKILL), by whomever: the kernel has noted no want of memory; {held}; "
         "run again to go on"

@@ -104,9 +104,15 @@ def _read_table(place: str, source: DatasetSource, role: Role, system_prompt: st
         duplicates=checked.duplicates,
         fingerprint=fingerprint(snapshot_identity(checked.rows)),
         size_bytes=sum(sizes) + len(sizes),
-        longest_rows=tuple(checked.rows[at] for at in nlargest(_LONGEST, range(len(sizes)), key=sizes.__getitem__)),
+        longest_rows=tuple(nlargest(_LONGEST, checked.rows, key=_characters)),
     )
     return Table(check, frozenset(map(_prompt_key, checked.rows)))
+
+
+def _characters(row: Row) -> int:
+    """Size of the prompt with the longest reply to it."""
+    replies = [len(canonical_json(row[reply])) for reply in ("completion", "chosen", "rejected") if reply in row]
+    return len(canonical_json(row["prompt"])) + max(replies, default=0)
 
 
 def _prompt_key(row: Row) -> str:

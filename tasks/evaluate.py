@@ -33,7 +33,8 @@ from tasks.telling import Teller, publish
 def evaluate(stage: EvaluationInput, execution: Execution) -> EvaluationResult:
     """Measure a model on the held-out rows, unless that has been done.
 
-    Batches shrink by themselves where memory runs out; after a kill the whole is tried again with halved batches.
+    Batches shrink by themselves where memory runs out; where that is not enough, or the process was killed, all is
+    tried again with half of the tokens in a batch. Sampled replies are then other draws of the same distribution.
 
     Raises:
         OutOfMemory, Killed, StageError: the evaluation failed.
@@ -54,7 +55,8 @@ def _measure_and_publish(
 ) -> Manifest:
     name = stage.id
     folder = store.partial("evaluation", name)
-    batch_tokens = BATCH_TOKENS >> (task_run.run_count or 1) - 1
+    attempt = task_run.run_count or 1
+    batch_tokens = BATCH_TOKENS // 2 ** (attempt - 1)
     result: EvaluationResult = run_in_child(
         entry.evaluate,
         (stage, execution.machine.device, batch_tokens, folder),

@@ -26,6 +26,7 @@ _TIGHT = 0.85
 """Share of the available memory from which on an estimate that is somewhat low would not fit any more."""
 _CUDA_CONTEXT_BYTES = 600_000_000
 _SIDE_BY_SIDE = {"reward", "dpo"}
+"""Stages that train at the same time, see `flows.align`."""
 
 
 class MemoryForecast(Contract):
@@ -77,6 +78,7 @@ def _shape(stage: TrainingInput, longest_rows: tuple[dict[str, object], ...], ex
         hyperparameters=stage.hyperparameters,
         precision=stage.precision,
         plan=plan,
+        splits_generation=plan.device == "cuda" or execution.settings.memory_limit_bytes is not None,
         longest_rows=longest_rows,
     )
 
@@ -95,11 +97,9 @@ def _base_model(recipe: Recipe, execution: Execution) -> tuple[BaseModelInput, s
 def _compare(
     shape: StageShape, footprint: Footprint, all_footprints: list[Footprint], execution: Execution
 ) -> MemoryForecast:
-    beside = [
-        other.peak
-        for other in all_footprints
-        if {other.stage, footprint.stage} == _SIDE_BY_SIDE and execution.parallel_stages > 1
-    ]
+    memories = execution.machine.accelerators if execution.machine.device == "cuda" else 1
+    shared = execution.parallel_stages > memories
+    beside = [other.peak for other in all_footprints if shared and {other.stage, footprint.stage} == _SIDE_BY_SIDE]
     available = _available(execution, sum(beside))
     rows = shape.plan.per_device_train_batch_size
     verdict = _judge(footprint.peak, available)
@@ -127,9 +127,9 @@ def _fitting(shape: StageShape, footprint: Footprint, available: int) -> int | N
 
 
 def _available(execution: Execution, taken_beside: int) -> int:
-    """Bytes that a stage may take: of the accelerator, or of the host what is free and not another stage's."""
+    """Bytes that a stage may take of the accelerator, or of what is free of the host; 0: unknown."""
     machine, limit = execution.machine, execution.settings.memory_limit_bytes
     if machine.device == "cuda":
-        return max(0, machine.memory_bytes - _CUDA_CONTEXT_BYTES)
+        return max(1, machine.memory_bytes - _CUDA_CONTEXT_BYTES - taken_beside) if machine.memory_bytes else 0
     free = min(machine.memory_bytes or math.inf, psutil.virtual_memory().available) - taken_beside
     return max(1, int(min(free, limit or math.inf)))

@@ -23,15 +23,18 @@ from tasks.telling import Teller
 
 RETRIES = 10
 """Times that Prefect tries a stage again after it ran out of memory or was killed."""
-
-
 LIGHT_RETRIES = 3
-"""Times that Prefect tries an evaluation or a conversion again for the same reasons."""
+"""Times that Prefect tries an evaluation or a conversion again."""
 
 
 def worth_another_attempt(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
     """Prefect's retry condition: another attempt may go another way after want of memory or a kill, and only then."""
     return isinstance(state.result(raise_on_failure=False), OutOfMemory | Killed)
+
+
+def was_killed(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
+    """Prefect's retry condition for what cannot be made smaller."""
+    return isinstance(state.result(raise_on_failure=False), Killed)
 
 
 def run_stage(stage: TrainingInput, train: Callable[..., TrainingResult], execution: Execution) -> Checkpoint:

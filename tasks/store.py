@@ -192,12 +192,16 @@ def read_manifest(path: Path) -> Manifest:
         DamagedArtifact: it is missing or is not a manifest.
     """
     try:
-        return Manifest.model_validate_json((path / MANIFEST).read_bytes())
+        manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
     except OSError as error:
         raise DamagedArtifact(f"{path / MANIFEST}: cannot be read ({error.strerror})") from None
     except ValidationError as error:
-        why = error.errors()[0].get("ctx", {}).get("error", "its content is not a manifest")
+        first = error.errors()[0]
+        why = first["ctx"]["error"] if first["type"] == "value_error" else "its content is not a manifest"
         raise DamagedArtifact(f"{path / MANIFEST}: {why}") from None
+    if manifest.schema_version > 1 and not manifest.digest:
+        raise DamagedArtifact(f"{path / MANIFEST}: its digest is missing")
+    return manifest
 
 
 def damage(path: Path) -> list[str]:

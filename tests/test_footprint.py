@@ -35,7 +35,9 @@ def shape(stage: Stage, rows: int = 8, *, checkpointing: bool = False, **asked: 
         gradient_checkpointing=checkpointing,
     )
     section = SECTIONS[stage].model_validate(ROWS | asked)
-    return StageShape(stage=stage, hyperparameters=section, precision="fp32", plan=plan, longest_rows=(row,))
+    return StageShape(
+        stage=stage, hyperparameters=section, precision="fp32", plan=plan, splits_generation=False, longest_rows=(row,)
+    )
 
 
 def footprint(model: Path, wanted: StageShape) -> Footprint:
@@ -76,6 +78,7 @@ def test_what_the_recipe_asks_for_counts(tiny_model: Path) -> None:
     assert scored.reward_model > 0
     assert longer.generation_cache > 1.5 * scored.generation_cache
     assert footprint(tiny_model, shape("sft", max_length=16)).longest_tokens == 16
+    assert footprint(tiny_model, shape("sft", max_length=200, packing=True)).longest_tokens == 200
 
 
 @pytest.mark.slow

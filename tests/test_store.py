@@ -1,5 +1,6 @@
 """The artifact root: what is published is whole, what is damaged is never served, one process makes it."""
 
+import json
 import os
 import signal
 import subprocess
@@ -109,9 +110,14 @@ def change_a_figure(folder: Path) -> None:
     (folder / MANIFEST).write_text((folder / MANIFEST).read_text().replace('"metrics": {', '"metrics": {"loss": 0.1, '))
 
 
+def remove_the_digest(folder: Path) -> None:
+    content = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps(content | {"digest": ""}))
+
+
 DAMAGES = [
     *(delete, truncate, flip_a_bit, add_a_file, cut_the_manifest, replace_the_manifest),
-    *(claim_another_identity, claim_a_later_layout, change_a_figure),
+    *(claim_another_identity, claim_a_later_layout, change_a_figure, remove_the_digest),
 ]
 
 

@@ -87,10 +87,10 @@ class _Skeleton:
         held = {"optimizer": 2 * gradients, "reference": self._reference(), "reward_model": self._reward_model()}
         training, generating = self._step(self._shape.plan.per_device_train_batch_size), _Use()
         least = [self._step(1)]
-        if isinstance(self._asked, GRPO):  # where memory runs out, completions are generated in parts
+        if isinstance(self._asked, GRPO):
             generating = self._generation(self._asked.batch_size)
-            least += [self._generation(1)]
-        merging = self._merging() if self._on_host else 0
+            least += [self._generation(1) if self._shape.splits_generation else generating]
+        merging = self._merging()
         always = (process if self._on_host else 0) + sum(held.values())
         return Footprint(
             stage=self._shape.stage,
@@ -103,8 +103,8 @@ class _Skeleton:
             generation_cache=generating.kept,
             merging=merging,
             process=process if self._on_host else 0,
-            peak=always + max(self._allocated(weights, generating, training), merging),
-            peak_of_one_row=always + max(self._allocated(weights, *least), merging),
+            peak=always + max(self._allocated(weights, generating, training), merging if self._on_host else 0),
+            peak_of_one_row=always + max(self._allocated(weights, *least), merging if self._on_host else 0),
         )
 
     def _build(self, config: Any) -> Any:
@@ -143,7 +143,7 @@ class _Skeleton:
 
     def _step(self, rows: int) -> "_Use":
         """A forward pass, which keeps activations, and a backward pass; gradients are included."""
-        accumulates = self._shape.plan.gradient_accumulation_steps > 1
+        accumulates = rows < self._asked.batch_size
         backbone = (self._model.get_base_model() if self._asked.lora else self._model).base_model
         kept: list[int] = []
         with self._fake, self._autocast(), Tally(self._model.parameters()) as tally:
@@ -175,6 +175,8 @@ class _Skeleton:
         """As TRL's trainers compute it, as far as memory is concerned."""
         sides = 2 if self._shape.stage in ("reward", "dpo") else 1
         ids = torch.zeros(sides * rows, self._tokens, dtype=torch.long)
+        if getattr(self._asked, "packing", False):  # TRL then puts all rows one behind the other
+            ids = ids.view(1, -1)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
         if self._shape.stage == "reward":
             scores: torch.Tensor = self._model(**inputs).logits
@@ -224,7 +226,8 @@ def _longest(tokenizer: PreTrainedTokenizerBase, shape: StageShape) -> int:
         for reply in replies
         if reply in row
     ]
-    return min(max(lengths), getattr(asked, "max_length", max(lengths)))
+    limit: int = getattr(asked, "max_length", max(lengths))
+    return limit if getattr(asked, "packing", False) else min(max(lengths), limit)
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], asks: bool) -> int:

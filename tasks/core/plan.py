@@ -65,6 +65,9 @@ class StageShape(Contract):
     """Number format of weights and activations."""
     plan: TrainingPlan
     """How it would be trained."""
+    splits_generation: bool
+    """Whether a want of memory can be caught, so that completions are then generated in parts; on a host without a
+    limit the kernel ends the process instead."""
     longest_rows: tuple[dict[str, Any], ...]
     """The rows of its dataset with the longest texts, in normal form."""
 
@@ -93,7 +96,7 @@ class Footprint(Contract):
     generation_cache: int
     """Keys and values of all completions of a step."""
     merging: int
-    """What the merge and its check hold at once; on the host."""
+    """What the merge and its check hold at once, always in the host's memory; part of `peak` on a host only."""
     process: int
     """The process itself with its libraries; 0 where only an accelerator's memory counts."""
     peak: int
