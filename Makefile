@@ -25,7 +25,7 @@ test: install
 test-fast: install
 	$(BIN)/pytest -m "not slow"
 
-# Every fault at every moment, with a table at the end: about an hour.
+# Every fault at every moment, with a table at the end: about half an hour.
 test-faults: install
 	$(BIN)/pytest tests/test_faults.py tests/test_worker.py tests/test_out_of_memory.py -m slow
 
