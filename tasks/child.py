@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, files
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
@@ -57,6 +58,7 @@ def warm_up() -> None:
                 del os.environ[name]
 
 
+@cache
 def _mimalloc() -> dict[str, str]:
     """What loads the installed mimalloc in place of the C library's allocator."""
     try:

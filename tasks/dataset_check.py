@@ -20,6 +20,9 @@ _LONGEST = 8
 """Rows whose tokens are counted: the one with the most characters need not have the most tokens."""
 
 
+_CONVERSATIONS = ("prompt", "completion", "chosen", "rejected")
+
+
 class DatasetCheck(Contract):
     """One use of a dataset in the recipe."""
 
@@ -111,8 +114,8 @@ def _read_table(place: str, source: DatasetSource, role: Role, system_prompt: st
 
 def _characters(row: Row) -> int:
     """Size of the prompt with the longest reply to it."""
-    replies = [len(canonical_json(row[reply])) for reply in ("completion", "chosen", "rejected") if reply in row]
-    return len(canonical_json(row["prompt"])) + max(replies, default=0)
+    lengths = {part: sum(len(turn["content"]) for turn in row[part]) for part in _CONVERSATIONS if part in row}
+    return lengths.pop("prompt") + max(lengths.values(), default=0)
 
 
 def _prompt_key(row: Row) -> str:

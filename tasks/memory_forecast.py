@@ -5,6 +5,7 @@ from typing import Literal
 
 import psutil
 
+from models.artifacts import Checkpoint
 from models.contract import Contract
 from models.recipe import BaseModelSource, Recipe
 from models.stages import BaseModelInput, TrainingInput
@@ -59,12 +60,13 @@ def forecast_memory(
         StageError: the base model's configuration cannot be read or its architecture not be estimated.
     """
     waiting = {stage.name for stage in stages if stage.state != "cached"}
-    inputs = [stage for stage in stage_inputs(recipe, datasets, execution) if stage.name in waiting]
+    every = list(stage_inputs(recipe, datasets, execution))
+    inputs = [stage for stage in every if stage.name in waiting]
     if not inputs:
         return []
     rows = {check.place: check.longest_rows for check in datasets}
     shapes = tuple(_shape(stage, rows[f"{stage.stage}.dataset"], execution) for stage in inputs)
-    source, location = _base_model(recipe, execution)
+    source, location = _base_model(recipe, every[0].policy)
     options = ChildOptions(threads=1)
     found = run_in_child(estimate, (source, location, shapes), options, lambda report: None, lambda line: None)
     return [_compare(shape, footprint, found, execution) for shape, footprint in zip(shapes, found, strict=True)]
@@ -83,15 +85,13 @@ def _shape(stage: TrainingInput, longest_rows: tuple[dict[str, object], ...], ex
     )
 
 
-def _base_model(recipe: Recipe, execution: Execution) -> tuple[BaseModelInput, str]:
-    """The base model as converted, where it is there already, else at its source."""
+def _base_model(recipe: Recipe, converted: Checkpoint) -> tuple[BaseModelInput, str]:
+    """The base model as converted, where it is there already, else at its source, which takes reading it."""
+    if converted.path.exists():
+        folder = BaseModelSource(source="folder", name=str(converted.path))
+        return BaseModelInput(source=folder, origin={}, precision=converted.precision), folder.name
     location, origin = locate(recipe.base_model)
-    source = BaseModelInput(source=recipe.base_model, origin=origin, precision=execution.precision)
-    converted = ArtifactStore(execution.settings.home).folder("base", source.id)
-    if not converted.exists():
-        return source, location
-    folder = BaseModelSource(source="folder", name=str(converted))
-    return source.model_copy(update={"source": folder}), str(converted)
+    return BaseModelInput(source=recipe.base_model, origin=origin, precision=converted.precision), location
 
 
 def _compare(
