@@ -31,6 +31,9 @@ class BaseModelSource(Contract):
     eos_token: str | None = Field(None, title="End-of-sequence token")
     """A token of the vocabulary that ends an assistant's turn; default: the model's own."""
 
+    license: str | None = Field(None, title="Licence")
+    """SPDX identifier, such as `apache-2.0`, for model cards; default: what hub, folder or package say of it."""
+
     @model_validator(mode="after")
     def _revision_needs_hub(self) -> "BaseModelSource":
         if self.revision and self.source != "hub":
@@ -51,6 +54,8 @@ class DatasetSource(Contract):
     """Commit, tag or branch of a hub dataset."""
     max_rows: Positive | None = Field(None, title="Most rows")
     """Use the first so many rows only."""
+    license: str | None = Field(None, title="Licence")
+    """SPDX identifier, such as `cc-by-4.0`, for model cards; default: what the hub says of a hub dataset."""
 
 
 class LoRA(Contract):
@@ -66,6 +71,15 @@ class LoRA(Contract):
         ("q_proj", "k_proj", "v_proj", "o_proj"), min_length=1, title="Target modules"
     )
     """Names of the linear layers that get an adapter."""
+
+
+class Quantization(Contract):
+    """Frozen weights in 4 bits under the adapters that train (QLoRA, Dettmers et al. 2023, arXiv 2305.14314)."""
+
+    quant_type: Literal["nf4", "fp4"] = Field("nf4", title="Number format")
+    """`nf4`: the paper's NormalFloat, whose 16 values suit weights that are normally distributed; `fp4`: a float."""
+    double_quant: bool = Field(True, title="Double quantisation")
+    """Quantise the scales of the blocks as well, which saves about 0.4 bits a weight."""
 
 
 class Training(Contract):
@@ -236,6 +250,9 @@ class Recipe(Contract):
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field("auto", title="Precision")
     """Number format of weights and activations; `auto`: bf16 where the machine computes it natively, else fp32 (CPU) or
     fp16 (GPU)."""
+    quantization: Quantization | None = Field(None, title="4-bit weights")
+    """Hold the frozen weights of every stage in 4 bits while its adapters train; none: in the precision above. What a
+    stage publishes is never quantised."""
 
     @model_validator(mode="after")
     def _reward_model_is_checked_and_used(self) -> "Recipe":
@@ -244,4 +261,15 @@ class Recipe(Contract):
             raise ValueError("grpo.rewards asks for a reward_model, but the recipe has no reward stage; add `reward:`")
         if self.reward and not self.evaluation.preferences:
             raise ValueError("a reward model is checked on held-out pairs; name them in evaluation.preferences")
+        return self
+
+    @model_validator(mode="after")
+    def _quantised_weights_need_adapters(self) -> "Recipe":
+        stages = {"sft": self.sft, "reward": self.reward, "dpo": self.dpo, "grpo": self.grpo}
+        full = [name for name, stage in stages.items() if stage and not stage.lora]
+        if self.quantization and full:
+            raise ValueError(
+                f"quantization is set, but {', '.join(full)} has no lora: 4-bit weights cannot be trained themselves; "
+                f"set {full[0]}.lora, or remove quantization"
+            )
         return self

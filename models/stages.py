@@ -11,7 +11,17 @@ from models.artifacts import Artifact, Checkpoint, Dataset, Stage
 from models.contract import Contract
 from models.evaluation import Estimate
 from models.fingerprint import ID_LENGTH, fingerprint
-from models.recipe import DPO, GRPO, SFT, BaseModelSource, Evaluation, Precision, RewardModel, Training
+from models.recipe import (
+    DPO,
+    GRPO,
+    SFT,
+    BaseModelSource,
+    Evaluation,
+    Precision,
+    Quantization,
+    RewardModel,
+    Training,
+)
 
 
 class Request(Contract):
@@ -72,6 +82,8 @@ class TrainingInput(Request):
     """Seed of initialisation, data order and sampling."""
     precision: Precision
     """Number format of weights and activations."""
+    quantization: Quantization | None = None
+    """How the frozen weights are held while adapters train; none: in that precision."""
     system_prompt: str | None = None
     """The recipe's system prompt, for whoever chats with the model; the dataset's rows hold it already."""
     versions: dict[str, str] = {}
@@ -83,7 +95,9 @@ class TrainingInput(Request):
 
     def identity(self) -> dict[str, Any]:
         """What decides the weights, as JSON data."""
-        return {
+        # Only where it is asked for: what was trained without keeps its name.
+        quantization = {"quantization": self.quantization.model_dump(mode="json")} if self.quantization else {}
+        return quantization | {
             "stage": self.stage,
             "code_version": self.code_version,
             "hyperparameters": self.hyperparameters.model_dump(mode="json", exclude={"dataset"}),
@@ -92,6 +106,10 @@ class TrainingInput(Request):
             "precision": self.precision,
             "versions": self.versions,
         }
+
+    def admission(self) -> dict[str, Any]:
+        """What allowed the stage to start and changes no weight, as JSON data."""
+        return {}
 
     @property
     def name(self) -> str:
@@ -138,6 +156,10 @@ class GRPOInput(TrainingInput):
         """Policy, prompts and, where one is used, the reward model."""
         used = self.reward_model and any(reward.kind == "reward_model" for reward in self.hyperparameters.rewards)
         return super().parents() | ({"reward_model": self.reward_model} if used and self.reward_model else {})
+
+    def admission(self) -> dict[str, Any]:
+        """How well the reward model ranks held-out pairs."""
+        return {"reward_accuracy": self.reward_accuracy.model_dump(mode="json")} if self.reward_accuracy else {}
 
 
 class EvaluationInput(Request):

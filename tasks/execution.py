@@ -55,6 +55,7 @@ class Execution(Contract):
         return {
             "seed": recipe.seed,
             "precision": self.precision,
+            "quantization": recipe.quantization,
             "system_prompt": recipe.system_prompt,
             "versions": library_versions() if self.settings.strict_versions else {},
         }

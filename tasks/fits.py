@@ -60,6 +60,7 @@ def _file(stage: TrainingInput, execution: Execution) -> Path:
     shape = {
         "machine": [machine.device, machine.name, machine.memory_bytes, execution.settings.memory_limit_bytes],
         "stage": [stage.stage, stage.precision, weights],
+        "quantization": stage.quantization and stage.quantization.model_dump(mode="json"),
         "hyperparameters": stage.hyperparameters.model_dump(mode="json", include=_SHAPE),
     }
     return execution.settings.home / "fits" / f"{stage.stage}-{fingerprint(shape)[:ID_LENGTH]}.json"

@@ -24,6 +24,7 @@ from models.recipe import (
     DatasetSource,
     Evaluation,
     LoRA,
+    Quantization,
     Recipe,
     Reward,
     RewardModel,
@@ -103,6 +104,7 @@ def test_hyperparameters_are_all_varied(stage: str) -> None:
         {"policy": checkpoint("sft", "c")},
         {"dataset": OTHER_ROWS},
         {"versions": {"trl": "1.16.0"}},
+        {"quantization": Quantization()},
     ],
     ids=lambda change: next(iter(change)),
 )

@@ -113,7 +113,7 @@ def rows_or_refusal(source: DatasetSource, role: Role) -> str:
         return str(error)
 
 
-@pytest.mark.parametrize("field", DatasetSource.model_fields)
+@pytest.mark.parametrize("field", sorted(set(DatasetSource.model_fields) - {"license"}))
 @pytest.mark.parametrize(
     ("file", "other", "role"),
     [
@@ -144,7 +144,7 @@ LOCATION_CHANGES = {"source", "name", "revision"}
 
 
 def test_every_field_of_a_base_model_is_varied_here() -> None:
-    assert set(BaseModelSource.model_fields) == set(TOKENIZER_CHANGES) | LOCATION_CHANGES
+    assert set(BaseModelSource.model_fields) == set(TOKENIZER_CHANGES) | LOCATION_CHANGES | {"license"}
 
 
 @pytest.mark.parametrize(("field", "value"), TOKENIZER_CHANGES.items(), ids=list(TOKENIZER_CHANGES))

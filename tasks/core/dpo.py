@@ -13,7 +13,7 @@ from transformers import set_seed
 from trl import DPOConfig, DPOTrainer
 
 from models.stages import DPOInput
-from tasks.core.loading import load_policy, load_tokenizer, training_dataset, training_dtype
+from tasks.core.loading import load_policy, load_tokenizer, load_trainable, training_dataset
 from tasks.core.lora import lora_config, write_model
 from tasks.core.plan import TrainingPlan, TrainingResult
 from tasks.core.trainer import Report, Workspace, train, trainer_arguments
@@ -38,7 +38,7 @@ def train_dpo_model(stage: DPOInput, plan: TrainingPlan, folder: Path, report: R
     set_seed(stage.seed)
     tokenizer = load_tokenizer(stage.policy.path)
     trainer = DPOTrainer(
-        model=load_policy(stage.policy.path, training_dtype(stage)),
+        model=load_trainable(load_policy, stage, plan.device),
         args=DPOConfig(**dpo_arguments(stage, plan, workspace.trainer)),
         train_dataset=training_dataset(stage.dataset, ("prompt", "chosen", "rejected")),
         processing_class=tokenizer,

@@ -19,7 +19,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from models.errors import StageError
 from models.stages import GRPOInput
-from tasks.core.loading import DTYPES, load_policy, load_scorer, load_tokenizer, training_dataset, training_dtype
+from tasks.core.loading import DTYPES, load_policy, load_scorer, load_tokenizer, load_trainable, training_dataset
 from tasks.core.lora import lora_config, write_model
 from tasks.core.memory import in_parts
 from tasks.core.plan import TrainingPlan, TrainingResult
@@ -104,7 +104,7 @@ def train_grpo_policy(stage: GRPOInput, plan: TrainingPlan, folder: Path, report
     tokenizer = load_tokenizer(stage.policy.path)
     functions, tokenizers = _rewards(stage, plan)
     trainer = _Trainer(
-        model=load_policy(stage.policy.path, training_dtype(stage)),
+        model=load_trainable(load_policy, stage, plan.device),
         reward_funcs=functions,
         reward_processing_classes=tokenizers,
         args=GRPOConfig(**grpo_arguments(stage, plan, workspace.trainer)),

@@ -1,6 +1,7 @@
 """Models, tokenizers and datasets as the trainers take them, from finished folders of the artifact root."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,8 +16,9 @@ from transformers import (
 )
 
 from models.artifacts import Dataset
-from models.recipe import Precision
+from models.recipe import Precision, Quantization
 from models.stages import TrainingInput
+from tasks.core.quantization import load_quantized
 
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -26,27 +28,46 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(path)
 
 
-def load_policy(path: Path, dtype: torch.dtype | str, device: str = "cpu") -> PreTrainedModel:
+def load_policy(
+    path: Path, dtype: torch.dtype | str, device: str = "cpu", quantization: Quantization | None = None
+) -> PreTrainedModel:
     """The causal language model of a finished folder; dtype `auto`: as it was written."""
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True)
-    return cast(PreTrainedModel, model.to(device))
+    return _load(AutoModelForCausalLM, path, dtype, device, quantization)
 
 
-def load_scorer(path: Path, dtype: torch.dtype, device: str = "cpu") -> PreTrainedModel:
+def load_scorer(
+    path: Path, dtype: torch.dtype | str, device: str = "cpu", quantization: Quantization | None = None
+) -> PreTrainedModel:
     """A reward model: one score a conversation, read at its last token.
 
     From a policy's folder the score head is new and starts from the current random state.
     """
-    model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=dtype, use_safetensors=True)
-    return cast(PreTrainedModel, model.to(device))
+    return _load(AutoModelForSequenceClassification, path, dtype, device, quantization, num_labels=1)
 
 
-def training_dtype(stage: TrainingInput) -> torch.dtype:
-    """Number format of the weights while they train.
+def load_trainable(load: Callable[..., PreTrainedModel], stage: TrainingInput, device: str) -> PreTrainedModel:
+    """The model that a stage starts from, as it trains.
 
-    Without adapters float32, whatever the precision: most of AdamW's steps are smaller than bfloat16 can tell apart.
+    Without adapters in float32, whatever the precision: most of AdamW's steps are smaller than bfloat16 can tell apart.
+
+    Args:
+        load: `load_policy` or `load_scorer`.
+        stage: The stage.
+        device: Where it will be trained. Only 4-bit weights are put there at once; the trainer moves others itself.
     """
-    return DTYPES[stage.precision] if stage.hyperparameters.lora else torch.float32
+    dtype = DTYPES[stage.precision] if stage.hyperparameters.lora else torch.float32
+    if stage.quantization:
+        return load(stage.policy.path, dtype, device, stage.quantization)
+    return load(stage.policy.path, dtype)
+
+
+def _load(
+    kind: Any, path: Path, dtype: torch.dtype | str, device: str, quantization: Quantization | None, **options: Any
+) -> PreTrainedModel:
+    options |= {"dtype": dtype, "use_safetensors": True}
+    if quantization:
+        return load_quantized(kind, path, device, quantization, **options)
+    return cast(PreTrainedModel, kind.from_pretrained(path, **options).to(device))
 
 
 def read_snapshot(dataset: Dataset) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ was written has been read back and gives the trained model's outputs.
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,12 +14,15 @@ from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.errors import StageError
-from models.recipe import LoRA, Precision
+from models.recipe import LoRA, Precision, Quantization
 from models.stages import TrainingInput
 from tasks.core.loading import DTYPES, load_policy, load_scorer
+from tasks.core.quantization import compute_in_float32, dequantized
 from tasks.core.trainer import Workspace
 
 Task = Literal["CAUSAL_LM", "SEQ_CLS"]
+
+_LOADERS: dict[Task, Callable[..., PreTrainedModel]] = {"CAUSAL_LM": load_policy, "SEQ_CLS": load_scorer}
 
 _TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 5e-3}
 """Largest relative error of outputs that rounding the merged weights to the stored format explains."""
@@ -57,24 +61,36 @@ def write_model(
     Raises:
         StageError: the written model's outputs differ by more than rounding explains.
     """
-    load = load_policy if task == "CAUSAL_LM" else load_scorer
-    dtype = DTYPES[stage.precision]
-    # An accelerator that the training just fits into has no room for all weights in float32.
-    expected = _outputs(trained.to("cpu", torch.float32), tokenizer)
+    load, precision = _LOADERS[task], stage.precision
+    expected = _outputs(compute_in_float32(trained), tokenizer)
     if isinstance(trained, PeftModel):
         _save_adapter(trained, stage, workspace)
-        _merge(load, stage, workspace).to(dtype).save_pretrained(workspace.model)
+        whole = merge(stage.policy.path, workspace.adapter, task, precision, stage.quantization)
     else:
-        trained.to(dtype).save_pretrained(workspace.model)
+        whole = trained.to(DTYPES[precision])
+    whole.save_pretrained(workspace.model)
     tokenizer.save_pretrained(workspace.model)
     written = _outputs(load(workspace.model, torch.float32), tokenizer)
     error = float((written - expected).norm() / expected.norm())
-    if not error <= _TOLERANCE[stage.precision]:
+    if not error <= _TOLERANCE[precision]:
         raise StageError(
             f"the model written to {workspace.model} differs from the trained one: relative error {error:.2g}, "
-            f"allowed {_TOLERANCE[stage.precision]:.2g}; nothing was published"
+            f"allowed {_TOLERANCE[precision]:.2g}; nothing was published"
         )
     return {"merge_relative_error": error}
+
+
+def merge(
+    parent: Path, adapter: Path, task: Task, precision: Precision, quantization: Quantization | None
+) -> PreTrainedModel:
+    """Parent plus adapter, added in float32 in a fresh load on the host, in the precision of what is published.
+
+    The adapter was trained on the parent's weights as rounded to 4 bits where it was quantised: those it is added to.
+    """
+    fresh = _LOADERS[task](parent, DTYPES[precision] if quantization else torch.float32, "cpu", quantization)
+    adapted = PeftModel.from_pretrained(dequantized(fresh), adapter)
+    merged: PreTrainedModel = adapted.merge_and_unload()
+    return merged.to(DTYPES[precision])
 
 
 def _save_adapter(trained: PeftModel, stage: TrainingInput, workspace: Workspace) -> None:
@@ -84,14 +100,6 @@ def _save_adapter(trained: PeftModel, stage: TrainingInput, workspace: Workspace
     named = json.loads(config.read_text()) | {"base_model_name_or_path": stage.policy.name}
     config.write_text(json.dumps(named, indent=2))
     (workspace.adapter / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-
-
-def _merge(load: Callable[..., PreTrainedModel], stage: TrainingInput, workspace: Workspace) -> PreTrainedModel:
-    """Parent plus adapter, added in float32 in a fresh load."""
-    parent = load(stage.policy.path, torch.float32)
-    adapted = PeftModel.from_pretrained(parent, workspace.adapter)
-    merged: PreTrainedModel = adapted.merge_and_unload()
-    return merged
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from transformers import set_seed
 from trl import RewardConfig, RewardTrainer
 
 from models.stages import RewardInput
-from tasks.core.loading import load_scorer, load_tokenizer, training_dataset, training_dtype
+from tasks.core.loading import load_scorer, load_tokenizer, load_trainable, training_dataset
 from tasks.core.lora import lora_config, write_model
 from tasks.core.plan import TrainingPlan, TrainingResult
 from tasks.core.trainer import Report, Workspace, train, trainer_arguments
@@ -33,7 +33,7 @@ def train_scorer(stage: RewardInput, plan: TrainingPlan, folder: Path, report: R
     workspace = Workspace(folder)
     set_seed(stage.seed)
     tokenizer = load_tokenizer(stage.policy.path)
-    model = load_scorer(stage.policy.path, training_dtype(stage))
+    model = load_trainable(load_scorer, stage, plan.device)
     model.config.pad_token_id = tokenizer.pad_token_id
     trainer = RewardTrainer(
         model=model,
