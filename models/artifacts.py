@@ -14,7 +14,7 @@ Stage = Literal["base", "sft", "reward", "dpo", "grpo"]
 Outcome = Literal["running", "completed", "out_of_memory", "killed", "failed", "cancelled", "died"]
 Kind = Literal["base", "dataset", "checkpoint", "evaluation"]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Version of the manifest's layout; readers accept every version up to this one."""
 
 
@@ -40,6 +40,10 @@ class Attempt(Contract):
     """Whether activations were recomputed in the backward pass."""
     run: str = ""
     """Name of the run that made it."""
+    machine: str = ""
+    """The maker's name for the device that it ran on; empty before layout 3."""
+    device: str = ""
+    """Kind of that device: `cpu`, `cuda`, `mps`; empty before layout 3."""
     started: str
     """UTC time, ISO 8601."""
     seconds: float
@@ -54,6 +58,26 @@ class Attempt(Contract):
     """Optimizer step last heard of."""
     peak_memory_bytes: int = 0
     """Largest resident set of the training process, or the accelerator's peak where there is one; 0: unknown."""
+    energy_joules: float | None = None
+    """Energy that the processor packages and NVIDIA devices of the machine took meanwhile, whatever else ran on them;
+    none: the machine does not tell."""
+
+
+class Ancestor(Contract):
+    """One of the folders that a folder was made from, directly or not, as its own manifest describes it."""
+
+    kind: Kind
+    """What it holds."""
+    fingerprint: str
+    """SHA-256 of its identity."""
+    identity: dict[str, Any]
+    """Everything asked for that decided its content."""
+    parents: dict[str, str] = {}
+    """Names of the folders that it was made from, by role."""
+    origin: dict[str, Any] = {}
+    """Where its content came from."""
+    created: str
+    """UTC time, ISO 8601."""
 
 
 class Manifest(Contract):
@@ -69,8 +93,11 @@ class Manifest(Contract):
     """Everything asked for that decides the content, parents and datasets by their own fingerprints."""
     parents: dict[str, str] = {}
     """Names of the folders this one was made from, by role (`policy`, `reward_model`, `dataset`, ...)."""
+    ancestors: dict[str, Ancestor] = {}
+    """All folders that this one was made from, down to base model and datasets, by name: its lineage is told by this
+    file alone, wherever the folder is copied to and whatever becomes of the others. Empty before layout 3."""
     origin: dict[str, Any] = {}
-    """Where the content came from: hub id and revision, file digests, names of files without their folders."""
+    """Where the content came from: hub id and revision, licence, names of files without their folders, digests."""
     metrics: dict[str, float] = {}
     """Figures measured while making it."""
     machine: dict[str, str | int] = {}
@@ -83,12 +110,18 @@ class Manifest(Contract):
     """Every try, failed ones included."""
     run: str = ""
     """Name of the run that made it."""
+    prefect: dict[str, str] = {}
+    """Prefect's ids of the `flow_run` and the `task_run` that made it."""
     created: str
     """UTC time, ISO 8601."""
     files: tuple[FileEntry, ...]
     """Every other file of the folder."""
     digest: str = ""
     """SHA-256 of all the fields above; empty in layout 1."""
+
+    def as_ancestor(self) -> Ancestor:
+        """What the manifests of folders made from this one say of it."""
+        return Ancestor.model_validate(self.model_dump(include=set(Ancestor.model_fields)))
 
     def sealed(self) -> "Manifest":
         """The same with its digest."""

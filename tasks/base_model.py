@@ -14,6 +14,7 @@ from tasks.child import run_in_child
 from tasks.child_main import ChildOptions
 from tasks.core.entry import convert
 from tasks.execution import Execution
+from tasks.licensing import model_license
 from tasks.making import find_or_make
 from tasks.provenance import provenance
 from tasks.stage import LIGHT_RETRIES, was_killed
@@ -65,7 +66,14 @@ def _convert_and_publish(
         kind="base",
         fingerprint=stage.fingerprint,
         identity=stage.identity(),
-        origin={"source": stage.source.source, "name": Path(stage.source.name).name, **stage.origin},
+        origin=_origin(stage),
         metrics=metrics | {"seconds": time.monotonic() - started},
         **provenance(execution),
     )
+
+
+def _origin(stage: BaseModelInput) -> dict[str, str | None]:
+    """Kind of source, name without folders, licence, and what pins the content."""
+    source = stage.source
+    name = source.name if source.source == "hub" else Path(source.name).name
+    return {"source": source.source, "name": name, "license": model_license(source), **stage.origin}

@@ -1,6 +1,7 @@
 """A dataset as a Prefect task: read, checked against its stage, and frozen as a snapshot under its content's digest."""
 
 from pathlib import Path
+from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -10,9 +11,12 @@ from models.fingerprint import ID_LENGTH, canonical_json, fingerprint
 from models.recipe import DatasetSource
 from tasks.child_main import ChildOptions
 from tasks.execution import Execution
+from tasks.files import file_digest
+from tasks.licensing import hub_dataset
 from tasks.making import find_or_make
-from tasks.provenance import provenance
+from tasks.provenance import provenance, public_source
 from tasks.rows import CheckedRows, Role, check_rows, snapshot_identity
+from tasks.sources import local_files
 from tasks.store import ArtifactStore
 from tasks.telling import Teller
 
@@ -29,16 +33,20 @@ def prepare_dataset(source: DatasetSource, role: Role, system_prompt: str | None
     name = fingerprint(identity)[:ID_LENGTH]
 
     def make(store: ArtifactStore, teller: Teller, options: ChildOptions) -> Manifest:
-        return _write_and_publish(identity, checked, source, execution, store)
+        rules = {"duplicates_dropped": checked.duplicates, "system_prompt": system_prompt}
+        origin = public_source(source) | _content(source) | {"rules": rules}
+        return _write_and_publish(identity, checked, origin, execution, store)
 
     def read(path: Path, manifest: Manifest) -> Dataset:
-        return Dataset(path=path, fingerprint=manifest.fingerprint, rows=len(checked.rows), source=_public_name(source))
+        return Dataset(
+            path=path, fingerprint=manifest.fingerprint, rows=len(checked.rows), source=public_source(source)["path"]
+        )
 
     return find_or_make("dataset", name, execution, make, read, f"dataset-{name}")
 
 
 def _write_and_publish(
-    identity: dict[str, str], checked: CheckedRows, source: DatasetSource, execution: Execution, store: ArtifactStore
+    identity: dict[str, str], checked: CheckedRows, origin: dict[str, Any], execution: Execution, store: ArtifactStore
 ) -> Manifest:
     name = fingerprint(identity)[:ID_LENGTH]
     folder = store.partial("dataset", name)
@@ -51,12 +59,16 @@ def _write_and_publish(
         kind="dataset",
         fingerprint=fingerprint(identity),
         identity=identity,
-        origin=source.model_dump(mode="json") | {"path": _public_name(source)},
+        origin=origin,
         metrics={"rows": float(len(checked.rows)), "duplicates_dropped": float(checked.duplicates)},
         **provenance(execution),
     )
 
 
-def _public_name(source: DatasetSource) -> str:
-    """The hub id, or a local file's name without the folders that say whose machine it was on."""
-    return Path(source.path).name if Path(source.path).exists() else source.path
+def _content(source: DatasetSource) -> dict[str, Any]:
+    """What pins the rows: digests of local files, or the hub's commit; with the hub's word on the licence."""
+    files = local_files(source)
+    if files:
+        return {"files": {file.name: file_digest(file) for file in files}}
+    said = hub_dataset(source)
+    return said | ({"license": source.license} if source.license else {})

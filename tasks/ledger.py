@@ -17,6 +17,7 @@ from models.artifacts import Attempt, Outcome
 from models.errors import Killed, OutOfMemory, StageError, Stopped
 from models.recipe import Training
 from tasks.core.plan import TrainingPlan, split_batch
+from tasks.energy import EnergyMeter
 from tasks.execution import Execution
 from tasks.files import replace_file
 from tasks.fits import Fit
@@ -111,11 +112,11 @@ class AttemptRecorder:
     """Context of one attempt: on entering it is noted as running, on leaving with how it ended."""
 
     def __init__(
-        self, workspace: Path, plan: TrainingPlan, run: str, listener: Callable[[dict[str, Any]], None]
+        self, workspace: Path, plan: TrainingPlan, execution: Execution, listener: Callable[[dict[str, Any]], None]
     ) -> None:
         self._workspace = workspace
         self._plan = plan
-        self._run = run
+        self._execution = execution
         self._listener = listener
         self._first_step: int | None = None
         self._step = 0
@@ -124,6 +125,7 @@ class AttemptRecorder:
     def __enter__(self) -> "AttemptRecorder":
         self._started = utc_now()
         self._clock = time.monotonic()
+        self._energy = EnergyMeter()
         self._earlier = tuple(
             earlier.model_copy(update={"outcome": "died"}) if earlier.outcome == "running" else earlier
             for earlier in read_attempts(self._workspace)
@@ -157,7 +159,9 @@ class AttemptRecorder:
             per_device_train_batch_size=self._plan.per_device_train_batch_size,
             gradient_accumulation_steps=self._plan.gradient_accumulation_steps,
             gradient_checkpointing=self._plan.gradient_checkpointing,
-            run=self._run,
+            run=self._execution.run,
+            machine=self._execution.machine.name,
+            device=self._execution.machine.device,
             started=self._started,
             seconds=time.monotonic() - self._clock,
             outcome=outcome,
@@ -165,6 +169,7 @@ class AttemptRecorder:
             resumed_from_step=self._first_step or 0,
             reached_step=self._step,
             peak_memory_bytes=self._peak_bytes,
+            energy_joules=self._energy.joules(),
         )
         lines = "".join(noted.model_dump_json() + "\n" for noted in (*self._earlier, attempt))
         replace_file(self._workspace / LEDGER, lines)

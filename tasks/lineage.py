@@ -57,7 +57,7 @@ def with_ancestors(store: ArtifactStore, path: Path) -> list[Path]:
     found = [path]
     with suppress(DamagedArtifact):
         for name in read_manifest(path).parents.values():
-            found += with_ancestors(store, _find_folder(store, name) or store.home / name)
+            found += with_ancestors(store, store.locate(name) or store.home / name)
     return list(dict.fromkeys(found))
 
 
@@ -68,10 +68,5 @@ def all_folders(store: ArtifactStore) -> list[Path]:
 
 
 def _trace_parent(store: ArtifactStore, role: str, name: str) -> LineageNode:
-    path = _find_folder(store, name)
+    path = store.locate(name)
     return trace(store, path, role) if path else LineageNode(role=role, name=name, kind="missing")
-
-
-def _find_folder(store: ArtifactStore, name: str) -> Path | None:
-    candidates = [store.folder(kind, name) for kind in _KINDS]
-    return next((path for path in candidates if path.exists()), None)

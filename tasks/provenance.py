@@ -6,6 +6,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from prefect.runtime import flow_run, task_run
+
+from models.recipe import DatasetSource
 from tasks.execution import Execution, library_versions
 
 
@@ -24,7 +27,18 @@ def provenance(execution: Execution) -> dict[str, Any]:
         "versions": library_versions(),
         "code": _code(),
         "run": execution.run,
+        "prefect": {name: value for name, value in _prefect_ids().items() if value},
     }
+
+
+def _prefect_ids() -> dict[str, str | None]:
+    return {"flow_run": flow_run.id, "task_run": task_run.id}
+
+
+def public_source(source: DatasetSource) -> dict[str, Any]:
+    """A dataset's source as the recipe names it, a local path without the folders that say whose machine it was on."""
+    path = Path(source.path)
+    return source.model_dump(mode="json") | {"path": path.name if path.exists() or path.is_absolute() else source.path}
 
 
 def version_changes(recorded: dict[str, str]) -> list[str]:

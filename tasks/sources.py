@@ -40,10 +40,7 @@ def read_entries(source: DatasetSource) -> Iterator[Entry]:
 
 def _all_entries(source: DatasetSource) -> Iterator[Entry]:
     path = Path(source.path)
-    try:
-        files = _local_files(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error}); correct the path or its permissions") from error
+    files = local_files(source)
     if files:
         _refuse_hub_keys(source)
         for file in files:
@@ -54,12 +51,20 @@ def _all_entries(source: DatasetSource) -> Iterator[Entry]:
         raise InputError(f"{path}: no such file or folder; {_nearest_file(path)}")
 
 
-def _local_files(path: Path) -> list[Path]:
-    """The file itself, or the data files of a folder, where a README and the like are ignored; or nothing."""
-    if not path.exists():
-        return []
-    if path.is_dir():
-        return _folder_files(path)
+def local_files(source: DatasetSource) -> list[Path]:
+    """The file itself, or the data files of a folder, where a README and the like are ignored; or nothing.
+
+    Raises:
+        InputError: files of no known format, or what cannot be read.
+    """
+    path = Path(source.path)
+    try:
+        if not path.exists():
+            return []
+        if path.is_dir():
+            return _folder_files(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error}); correct the path or its permissions") from error
     if not file_format(path):
         raise InputError(f"{path}: the ending '{path.suffix}' belongs to no format known here; give {FORMATS}")
     return [path]

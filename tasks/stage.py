@@ -17,7 +17,7 @@ from tasks.execution import Execution
 from tasks.fits import recall, remember
 from tasks.ledger import AttemptRecorder, plan_attempt, read_attempts
 from tasks.making import find_or_make
-from tasks.provenance import provenance
+from tasks.provenance import provenance, public_source
 from tasks.store import ArtifactStore
 from tasks.telling import Teller
 
@@ -84,7 +84,7 @@ def _train(
     earlier = read_attempts(workspace)
     plan = plan_attempt(stage.hyperparameters, earlier, execution, recall(stage, execution))
     teller.attempt(plan, workspace / "log.txt")
-    with AttemptRecorder(workspace, plan, execution.run, teller.report) as attempt:
+    with AttemptRecorder(workspace, plan, execution, teller.report) as attempt:
         result: TrainingResult = run_in_child(
             train, (stage, plan, workspace), options, attempt.report, teller.line, attempt.note_peak
         )
@@ -104,7 +104,8 @@ def _publish(
         fingerprint=stage.fingerprint,
         identity=stage.identity(),
         parents={role: parent.path.name for role, parent in stage.parents().items()},
-        origin={"system_prompt": stage.system_prompt},
+        origin={"system_prompt": stage.system_prompt, "dataset": public_source(stage.hyperparameters.dataset)}
+        | stage.admission(),
         metrics=result.metrics | _totals(attempts),
         attempts=attempts,
         **provenance(execution),
@@ -115,4 +116,6 @@ def _publish(
 
 def _totals(attempts: tuple[Attempt, ...]) -> dict[str, float]:
     peak = max(attempt.peak_memory_bytes for attempt in attempts)
-    return {"seconds": sum(attempt.seconds for attempt in attempts), "peak_memory_bytes": float(peak)}
+    known = [attempt.energy_joules for attempt in attempts if attempt.energy_joules is not None]
+    energy = {"energy_joules": sum(known)} if known else {}
+    return {"seconds": sum(attempt.seconds for attempt in attempts), "peak_memory_bytes": float(peak)} | energy

@@ -11,7 +11,7 @@ A finished folder appears by one rename, so there is no moment at which half of 
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any, get_args
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from models.artifacts import Kind, Manifest, Stage
+from models.artifacts import Ancestor, Kind, Manifest, Stage
 from models.errors import DamagedArtifact, InputError
 from models.fingerprint import ID_LENGTH, fingerprint
 from tasks.closing import stop_if_closing
@@ -75,7 +75,9 @@ class ArtifactStore:
             manifest: Fields of the manifest; `kind` and `name` (the folder's name) among them.
         """
         name = manifest.pop("name")
-        written = Manifest(created=utc_now(), files=list_files(content, MANIFEST), **manifest).sealed()
+        ancestors = self.ancestors(manifest.get("parents", {}).values())
+        files = list_files(content, MANIFEST)
+        written = Manifest(created=utc_now(), ancestors=ancestors, files=files, **manifest).sealed()
         replace_file(content / MANIFEST, written.model_dump_json(indent=2))
         target = self.folder(written.kind, name)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -86,6 +88,22 @@ class ArtifactStore:
         content.rename(target)
         sync(target.parent)
         return written
+
+    def ancestors(self, parents: Iterable[str]) -> dict[str, Ancestor]:
+        """What is known of the folders of these names and of all that they were made from, by name."""
+        found: dict[str, Ancestor] = {}
+        for name in parents:
+            path = self.locate(name)
+            if path:
+                manifest = read_manifest(path)
+                older = manifest.ancestors or self.ancestors(manifest.parents.values())
+                found |= {name: manifest.as_ancestor()} | older
+        return found
+
+    def locate(self, name: str) -> Path | None:
+        """The finished folder of that name, whatever it holds."""
+        places = [self.folder(kind, name) for kind in _FOLDERS]
+        return next((path for path in places if (path / MANIFEST).exists()), None)
 
     def discard_partial(self, kind: Kind, name: str) -> None:
         """Remove what an unfinished folder has left behind."""

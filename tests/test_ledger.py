@@ -56,7 +56,8 @@ def make_execution() -> Execution:
 
 def note(workspace: Path, plan: TrainingPlan, error: BaseException | None = None) -> None:
     """Go through one attempt that ends with `error`."""
-    with suppress(type(error) if error else AssertionError), AttemptRecorder(workspace, plan, "", print) as recorder:
+    expected = suppress(type(error) if error else AssertionError)
+    with expected, AttemptRecorder(workspace, plan, make_execution(), print) as recorder:
         for step in (4, 5, 6):
             recorder.report({"phase": "training", "step": step, "total_steps": 9})
         recorder.note_peak(1000)
@@ -196,6 +197,7 @@ def test_every_ending_is_noted(tmp_path: Path, error: BaseException | None, outc
     (noted,) = read_attempts(tmp_path)
     assert (noted.outcome, noted.cause) == (outcome, cause)
     assert (noted.per_device_train_batch_size, noted.gradient_accumulation_steps) == (4, 2)
+    assert (noted.machine, noted.device) == ("test", "cpu")
     assert (noted.resumed_from_step, noted.reached_step, noted.peak_memory_bytes) == (4, 6, 1000)
     assert noted.seconds >= 0
 
@@ -207,7 +209,7 @@ def test_attempts_add_up_in_order(tmp_path: Path) -> None:
 
 
 def test_an_attempt_whose_process_died_is_on_record(tmp_path: Path) -> None:
-    AttemptRecorder(tmp_path, PLAN, "", print).__enter__()
+    AttemptRecorder(tmp_path, PLAN, make_execution(), print).__enter__()
     assert [noted.outcome for noted in read_attempts(tmp_path)] == ["running"]
     note(tmp_path, PLAN)
     assert [noted.outcome for noted in read_attempts(tmp_path)] == ["died", "completed"]

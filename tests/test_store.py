@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from models.artifacts import Manifest
+from models.artifacts import SCHEMA_VERSION, Manifest
 from models.errors import DamagedArtifact, InputError
 from models.fingerprint import ID_LENGTH, fingerprint
 from tasks.store import MANIFEST, ArtifactStore, damage, read_manifest
@@ -101,9 +101,8 @@ def claim_another_identity(folder: Path) -> None:
 
 
 def claim_a_later_layout(folder: Path) -> None:
-    (folder / MANIFEST).write_text(
-        (folder / MANIFEST).read_text().replace('"schema_version": 2', '"schema_version": 3')
-    )
+    now, later = (f'"schema_version": {version}' for version in (SCHEMA_VERSION, SCHEMA_VERSION + 1))
+    (folder / MANIFEST).write_text((folder / MANIFEST).read_text().replace(now, later))
 
 
 def change_a_figure(folder: Path) -> None:
@@ -152,7 +151,7 @@ def test_damage_says_which_file_and_what(folder: Path) -> None:
 
 def test_a_manifest_of_a_later_layout_is_not_read(folder: Path) -> None:
     claim_a_later_layout(folder)
-    with pytest.raises(DamagedArtifact, match="layout 3 is newer"):
+    with pytest.raises(DamagedArtifact, match=f"layout {SCHEMA_VERSION + 1} is newer"):
         read_manifest(folder)
 
 
