@@ -1,6 +1,6 @@
 """Estimated against measured memory: four stages at three sizes, each trained for two steps in a child process.
 
-    python -m benchmarks.memory [--full] [--precision bf16]
+    python -m benchmarks.memory [--full | --quantized] [--precision bf16]
 
 The models have random weights. Prints a table in Markdown; more than 25 % off, or more than 10 % too low, ends with 1.
 """
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from models.artifacts import Checkpoint, Dataset
 from models.evaluation import Estimate
-from models.recipe import DPO, GRPO, SFT, BaseModelSource, Precision, RewardModel
+from models.recipe import DPO, GRPO, SFT, BaseModelSource, Quantization, RewardModel
 from models.stages import BaseModelInput, DPOInput, GRPOInput, RewardInput, SFTInput, TrainingInput
 from tasks.child import run_in_child
 from tasks.child_main import ChildOptions
@@ -47,23 +47,25 @@ SIZES = (
 def main() -> int:
     """Measure everything and print the table."""
     options = argparse.ArgumentParser(description="Estimated against measured memory.")
-    options.add_argument("--full", action="store_true", help="train all weights in place of adapters")
+    kind = options.add_mutually_exclusive_group()
+    kind.add_argument("--full", action="store_true", help="train all weights in place of adapters")
+    kind.add_argument("--quantized", action="store_true", help="hold the frozen weights in 4 bits")
     options.add_argument("--precision", default="bf16", choices=["bf16", "fp32"])
     asked = options.parse_args()
     print("| model | stage | rows x tokens | estimate in MB | measured in MB | error |\n|---|---|---|---|---|---|")
     errors = []
     with tempfile.TemporaryDirectory() as folder:
         for size in SIZES:
-            for row, error in compare(size, Path(folder) / size.name, full=asked.full, precision=asked.precision):
+            for row, error in compare(size, Path(folder) / size.name, asked):
                 print(row, flush=True)
                 errors.append(error)
     print(f"\n{len(errors)} stages, errors from {min(errors):+.0%} to {max(errors):+.0%}")
     return int(max(errors) > TOO_HIGH or min(errors) < TOO_LOW)
 
 
-def compare(size: Size, folder: Path, *, full: bool, precision: Precision) -> Iterator[tuple[str, float]]:
+def compare(size: Size, folder: Path, asked: argparse.Namespace) -> Iterator[tuple[str, float]]:
     """A line of the table and the error of each stage."""
-    for stage in _stages(size, folder, full=full, precision=precision):
+    for stage in _stages(size, folder, asked):
         estimate = _estimate(stage, size)
         measured = _measure(stage, size, folder / "work" / stage.stage)
         error = estimate.peak / measured - 1
@@ -72,14 +74,15 @@ def compare(size: Size, folder: Path, *, full: bool, precision: Precision) -> It
         yield f"| {size.name} | {stage.stage} | {shape} | {figures} |", error
 
 
-def _stages(size: Size, folder: Path, *, full: bool, precision: Precision) -> Iterator[TrainingInput]:
+def _stages(size: Size, folder: Path, asked: argparse.Namespace) -> Iterator[TrainingInput]:
     heads = {"num_attention_heads": size.shape["hidden_size"] // 64, "num_key_value_heads": 1, "head_dim": 64}
     wide = {"intermediate_size": size.shape["hidden_size"] * 8 // 3}
-    path = build_tiny_model(folder / "model", dtype=precision, shape=size.shape | heads | wide)
-    policy = Checkpoint(path=path, fingerprint="0" * 64, stage="sft", precision=precision)
-    common: dict[str, Any] = {"policy": policy, "seed": 0, "precision": precision}
+    path = build_tiny_model(folder / "model", dtype=asked.precision, shape=size.shape | heads | wide)
+    policy = Checkpoint(path=path, fingerprint="0" * 64, stage="sft", precision=asked.precision)
+    common: dict[str, Any] = {"policy": policy, "seed": 0, "precision": asked.precision}
+    common["quantization"] = Quantization() if asked.quantized else None
     short: dict[str, Any] = {"max_steps": 2, "batch_size": size.batch_size, "max_length": 512}
-    short |= {"dataset": {"path": "rows"}} | ({"lora": None} if full else {})
+    short |= {"dataset": {"path": "rows"}} | ({"lora": None} if asked.full else {})
     prompts = [f"{'count ' * size.words}{number}" for number in range(64)]
     replies = {"completion": "one two", "chosen": "one two", "rejected": "three four"}
     rows = [
@@ -95,7 +98,8 @@ def _stages(size: Size, folder: Path, *, full: bool, precision: Precision) -> It
     short.pop("max_length")
     rewards = [{"kind": "reward_model"}, {"kind": "exact_answer"}]
     grpo = GRPO.model_validate(short | {"max_completion_length": 64, "rewards": rewards})
-    scorer = Checkpoint(path=folder / "work/reward/model", fingerprint="1" * 64, stage="reward", precision=precision)
+    path = folder / "work/reward/model"
+    scorer = Checkpoint(path=path, fingerprint="1" * 64, stage="reward", precision=asked.precision)
     accuracy = Estimate(value=1.0, low=0.9, high=1.0, n=64)
     yield GRPOInput(hyperparameters=grpo, reward_model=scorer, reward_accuracy=accuracy, **common)
 
@@ -120,6 +124,7 @@ def _estimate(stage: TrainingInput, size: Size) -> Footprint:
         stage=stage.stage,
         hyperparameters=stage.hyperparameters,
         precision=stage.precision,
+        quantization=stage.quantization,
         plan=_plan(size),
         splits_generation=False,
         longest_rows=tuple(rows),

@@ -79,6 +79,7 @@ def _shape(stage: TrainingInput, longest_rows: tuple[dict[str, object], ...], ex
         stage=stage.stage,
         hyperparameters=stage.hyperparameters,
         precision=stage.precision,
+        quantization=stage.quantization,
         plan=plan,
         splits_generation=plan.device == "cuda" or execution.settings.memory_limit_bytes is not None,
         longest_rows=longest_rows,

@@ -1,5 +1,6 @@
 """The estimate of memory: what it counts, how it follows the recipe, and what is concluded from it."""
 
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,10 @@ def test_what_the_recipe_asks_for_counts(tiny_model: Path) -> None:
 
 
 @pytest.mark.slow
-def test_estimates_are_near_what_is_measured(tmp_path: Path) -> None:
-    errors = [error for _, error in memory.compare(memory.SIZES[0], tmp_path, full=False, precision="bf16")]
+@pytest.mark.parametrize("quantized", [False, True])
+def test_estimates_are_near_what_is_measured(tmp_path: Path, quantized: bool) -> None:
+    asked = Namespace(full=False, quantized=quantized, precision="bf16")
+    errors = [error for _, error in memory.compare(memory.SIZES[0], tmp_path, asked)]
     assert len(errors) == len(SECTIONS)
     assert all(memory.TOO_LOW <= error <= memory.TOO_HIGH for error in errors), errors
 

@@ -13,7 +13,7 @@ import psutil
 import torch
 from peft import get_peft_model
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -29,6 +29,13 @@ from tasks.core.conversion import load_options, prepare_tokenizer
 from tasks.core.loading import DTYPES
 from tasks.core.lora import lora_config
 from tasks.core.plan import Footprint, StageShape
+from tasks.core.quantization import (
+    pretend_quantized,
+    quantize_unloaded,
+    quantized_layers,
+    scales_bytes,
+    unpacked_bytes,
+)
 from tasks.core.tally import Event, Tally, heap_bytes
 from tasks.core.trainer import Report
 
@@ -70,10 +77,10 @@ class _Skeleton:
         self._on_host = shape.plan.device != "cuda"
         self._tokens = _longest(tokenizer, shape)
         self._model = self._build(config)
+        self._parameters: int = sum(each.numel() for each in self._model.parameters())
         self._fake = FakeTensorMode()
         with self._fake:
             _replace_tensors(self._model)
-        self._parameters: int = sum(each.numel() for each in self._model.parameters())
         self._trained = [each for each in self._model.parameters() if each.requires_grad]
 
     def footprint(self, process: int) -> Footprint:
@@ -82,7 +89,7 @@ class _Skeleton:
         Args:
             process: Bytes that the process takes before anything is loaded; counts on the host only.
         """
-        weights = _size(self._model.parameters())
+        weights = _size(self._model.parameters()) + sum(map(scales_bytes, quantized_layers(self._model)))
         gradients = _size(self._trained)
         held = {"optimizer": 2 * gradients, "reference": self._reference(), "reward_model": self._reward_model()}
         training, generating = self._step(self._shape.plan.per_device_train_batch_size), _Use()
@@ -118,6 +125,8 @@ class _Skeleton:
             else:
                 model = AutoModelForCausalLM.from_config(config, dtype=dtype)
                 add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+            if self._shape.quantization:
+                quantize_unloaded(model, self._shape.quantization, dtype)
             if self._shape.plan.gradient_checkpointing:
                 model.activation_checkpointing_enable()
                 model.enable_input_require_grads()
@@ -138,8 +147,9 @@ class _Skeleton:
 
     def _merging(self) -> int:
         """The trained model, its parent or what was written, both in float32, and the file that this is read from."""
-        per_weight = 2 * torch.float32.itemsize + DTYPES[self._shape.precision].itemsize
-        return per_weight * self._parameters
+        published = DTYPES[self._shape.precision].itemsize
+        trained = 0.5 if self._shape.quantization else torch.float32.itemsize
+        return int((trained + torch.float32.itemsize + published) * self._parameters)
 
     def _step(self, rows: int) -> "_Use":
         """A forward pass, which keeps activations, and a backward pass; gradients are included."""
@@ -159,7 +169,8 @@ class _Skeleton:
 
     def _allocated(self, weights: int, *uses: "_Use") -> int:
         """Bytes that computations take by turns; an accelerator's allocator hardly takes more than is used."""
-        peak = weights + max(use.peak for use in uses)
+        unpacked = max(map(unpacked_bytes, quantized_layers(self._model)), default=0)
+        peak = weights + unpacked + max(use.peak for use in uses)
         if not self._on_host:
             return peak
         kept = [(-number, each.nbytes) for number, each in enumerate(self._model.parameters(), start=1)]
@@ -238,9 +249,11 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], 
 def _replace_tensors(model: nn.Module) -> None:
     """Put tensors of the mode that is active in place of a model's own; what was shared stays shared."""
     made: dict[int, torch.Tensor] = {}
+    for layer in quantized_layers(model):
+        pretend_quantized(layer)
     for module in model.modules():
         for name, parameter in module._parameters.items():
-            if parameter is not None:
+            if parameter is not None and not isinstance(parameter, FakeTensor):
                 alike = torch.empty(parameter.shape, dtype=parameter.dtype)
                 made.setdefault(id(parameter), nn.Parameter(alike, requires_grad=parameter.requires_grad))
                 module._parameters[name] = made[id(parameter)]  # type: ignore[assignment]

@@ -65,10 +65,9 @@ def write_model(
     expected = _outputs(compute_in_float32(trained), tokenizer)
     if isinstance(trained, PeftModel):
         _save_adapter(trained, stage, workspace)
-        whole = merge(stage.policy.path, workspace.adapter, task, precision, stage.quantization)
+        _write(merge(stage.policy.path, workspace.adapter, task, precision, stage.quantization), workspace)
     else:
-        whole = trained.to(DTYPES[precision])
-    whole.save_pretrained(workspace.model)
+        _write(trained.to(DTYPES[precision]), workspace)
     tokenizer.save_pretrained(workspace.model)
     written = _outputs(load(workspace.model, torch.float32), tokenizer)
     error = float((written - expected).norm() / expected.norm())
@@ -91,6 +90,10 @@ def merge(
     adapted = PeftModel.from_pretrained(dequantized(fresh), adapter)
     merged: PreTrainedModel = adapted.merge_and_unload()
     return merged.to(DTYPES[precision])
+
+
+def _write(model: PreTrainedModel, workspace: Workspace) -> None:
+    model.save_pretrained(workspace.model)
 
 
 def _save_adapter(trained: PeftModel, stage: TrainingInput, workspace: Workspace) -> None:

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from models.artifacts import Stage
 from models.contract import Contract
-from models.recipe import Precision, Training
+from models.recipe import Precision, Quantization, Training
 
 BATCH_TOKENS = 8192
 """Prompt and reply tokens, with padding, that one batch of an evaluation may hold."""
@@ -63,6 +63,8 @@ class StageShape(Contract):
     """The recipe's section for it."""
     precision: Precision
     """Number format of weights and activations."""
+    quantization: Quantization | None = None
+    """How the frozen weights are held, where not in that precision."""
     plan: TrainingPlan
     """How it would be trained."""
     splits_generation: bool

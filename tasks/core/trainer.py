@@ -17,7 +17,7 @@ from models.errors import StageError, Stopped
 from models.stages import TrainingInput
 from tasks.checkpoints import TRAINER, discard_after, last_whole_checkpoint
 from tasks.core.plan import TrainingPlan
-from tasks.core.quantization import train_in_float32
+from tasks.core.quantization import restore_trained_formats
 from tasks.core.saving import Saver
 
 Report = Callable[[dict[str, Any]], None]
@@ -81,7 +81,7 @@ def train(trainer: Trainer, plan: TrainingPlan, workspace: Workspace, report: Re
     progress, saver = _Reporter(report), Saver(plan, seconds_before)
     trainer.add_callback(progress)
     trainer.add_callback(saver)
-    train_in_float32(trainer.model)
+    restore_trained_formats(trainer.model, mixed_precision=trainer.args.bf16 or trainer.args.fp16)
     if checkpoint and _is_last(checkpoint):
         _take_up(trainer, checkpoint)
         progress.on_train_begin(trainer.args, trainer.state, trainer.control)
