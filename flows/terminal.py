@@ -184,7 +184,8 @@ def _what_fits(stage: MemoryForecast) -> str:
     rows = stage.fitting_batch_size
     if rows is None:
         grpo = ", generate less at once (batch_size, max_completion_length)" * (stage.footprint.stage == "grpo")
-        return f"not even one row fits; shorten rows, train adapters only (lora){grpo}, or take a smaller base model"
+        adapters = "train adapters only (lora), on 4-bit weights (quantization)"
+        return f"not even one row fits; shorten rows, {adapters}{grpo}, or take a smaller base model"
     return (
         f"a micro-batch of {rows} would fit, as a run will find out; ALIGN_PER_DEVICE_TRAIN_BATCH_SIZE sets it at once"
     )

@@ -34,7 +34,7 @@ def prepare_dataset(source: DatasetSource, role: Role, system_prompt: str | None
 
     def make(store: ArtifactStore, teller: Teller, options: ChildOptions) -> Manifest:
         rules = {"duplicates_dropped": checked.duplicates, "system_prompt": system_prompt}
-        origin = public_source(source) | _content(source) | {"rules": rules}
+        origin = public_source(source) | _content(source) | {"rows": len(checked.rows), "rules": rules}
         return _write_and_publish(identity, checked, origin, execution, store)
 
     def read(path: Path, manifest: Manifest) -> Dataset:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from models.artifacts import Checkpoint
 from models.contract import Contract
 from models.fingerprint import ID_LENGTH, fingerprint
 from models.stages import TrainingInput
@@ -54,9 +55,13 @@ def forget(home: Path) -> int:
     return count
 
 
+def weights_bytes(checkpoint: Checkpoint) -> int:
+    """Size of a model's files of weights."""
+    return sum(path.stat().st_size for path in checkpoint.path.glob("*.safetensors"))
+
+
 def _file(stage: TrainingInput, execution: Execution) -> Path:
-    machine = execution.machine
-    weights = sum(path.stat().st_size for path in stage.policy.path.glob("*.safetensors"))
+    machine, weights = execution.machine, weights_bytes(stage.policy)
     shape = {
         "machine": [machine.device, machine.name, machine.memory_bytes, execution.settings.memory_limit_bytes],
         "stage": [stage.stage, stage.precision, weights],

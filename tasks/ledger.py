@@ -15,12 +15,12 @@ from pydantic import ValidationError
 
 from models.artifacts import Attempt, Outcome
 from models.errors import Killed, OutOfMemory, StageError, Stopped
-from models.recipe import Training
+from models.stages import TrainingInput
 from tasks.core.plan import TrainingPlan, split_batch
 from tasks.energy import EnergyMeter
 from tasks.execution import Execution
 from tasks.files import replace_file
-from tasks.fits import Fit
+from tasks.fits import Fit, weights_bytes
 from tasks.store import utc_now
 
 LEDGER = "attempts.jsonl"
@@ -38,7 +38,7 @@ def read_attempts(workspace: Path) -> tuple[Attempt, ...]:
 
 
 def plan_attempt(
-    asked: Training, attempts: tuple[Attempt, ...], execution: Execution, fit: Fit | None = None
+    stage: TrainingInput, attempts: tuple[Attempt, ...], execution: Execution, fit: Fit | None = None
 ) -> TrainingPlan:
     """The split of the effective batch for the next attempt: half of the micro-batch that last ran out of memory.
 
@@ -46,7 +46,7 @@ def plan_attempt(
     one row does not fit, activations are recomputed from then on.
 
     Args:
-        asked: The stage's hyperparameters.
+        stage: What to train.
         attempts: All attempts so far.
         execution: The machine's part.
         fit: What fitted the last time.
@@ -58,11 +58,11 @@ def plan_attempt(
     sizes = {wanted: _too_large(attempts, wanted, execution.run) for wanted in (False, True)}
     checkpointing = settings.gradient_checkpointing or bool(fit and fit.gradient_checkpointing) or 1 in sizes[False]
     if 1 in sizes[checkpointing]:
-        raise StageError(_advice(asked, attempts, execution))
+        raise StageError(_advice(stage, attempts, execution))
     known = (settings.per_device_train_batch_size, fit.per_device_train_batch_size if fit else None)
     limits = [size for size in known if size] + [size // 2 for size in sizes[checkpointing]]
     limits += [1] if 1 in sizes[False] else []
-    micro, accumulation = split_batch(asked.batch_size, min(limits, default=None))
+    micro, accumulation = split_batch(stage.hyperparameters.batch_size, min(limits, default=None))
     return TrainingPlan(
         device=execution.machine.device,
         per_device_train_batch_size=micro,
@@ -90,8 +90,9 @@ def _too_large(attempts: tuple[Attempt, ...], checkpointing: bool, run: str) -> 
     return {rows for rows, outcome in sizes if outcome == "out_of_memory" or killed.count(rows) > 1}
 
 
-def _advice(asked: Training, attempts: tuple[Attempt, ...], execution: Execution) -> str:
+def _advice(stage: TrainingInput, attempts: tuple[Attempt, ...], execution: Execution) -> str:
     """What to change where a single row does not fit, with figures."""
+    asked = stage.hyperparameters
     halved = {
         key: getattr(asked, key)
         for key in ("max_length", "max_completion_length", "num_generations")
@@ -99,6 +100,9 @@ def _advice(asked: Training, attempts: tuple[Attempt, ...], execution: Execution
     }
     changes = [f"{key} from {value} to {value // 2}" for key, value in halved.items() if value > 2]
     changes += [] if asked.lora else ["full fine-tuning to LoRA (`lora: {}`)"]
+    weights = weights_bytes(stage.policy) / 1e9
+    if asked.lora and not stage.quantization:
+        changes += [f"the {weights:.1f} GB of frozen weights to about a quarter, in 4 bits (`quantization: {{}}`)"]
     peak = max(each.peak_memory_bytes for each in attempts)
     seen = f"; {peak / 1e9:.1f} GB were in use" if peak else ""
     there = execution.settings.memory_limit_bytes or execution.machine.memory_bytes

@@ -74,7 +74,7 @@ def forecast_memory(
 
 def _shape(stage: TrainingInput, longest_rows: tuple[dict[str, object], ...], execution: Execution) -> StageShape:
     workspace = ArtifactStore(execution.settings.home).partial("checkpoint", stage.name)
-    plan = plan_attempt(stage.hyperparameters, read_attempts(workspace), execution, recall(stage, execution))
+    plan = plan_attempt(stage, read_attempts(workspace), execution, recall(stage, execution))
     return StageShape(
         stage=stage.stage,
         hyperparameters=stage.hyperparameters,

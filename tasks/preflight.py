@@ -75,6 +75,8 @@ def preflight(recipe: Recipe, settings: Settings) -> Preflight:
     with noting(problems):
         _check_home(settings.home)
     _check_libraries(recipe, settings, problems)
+    if recipe.quantization and machine and machine.device == "mps":
+        problems.append("quantization: 4-bit weights need a CPU or CUDA; remove it, or set ALIGN_DEVICE=cpu")
     with noting(problems):
         model = check_base_model(recipe.base_model)
     tables = read_tables(recipe, problems)

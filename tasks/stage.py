@@ -82,7 +82,7 @@ def _train(
 ) -> TrainingResult:
     """One attempt, noted in the ledger however it ends."""
     earlier = read_attempts(workspace)
-    plan = plan_attempt(stage.hyperparameters, earlier, execution, recall(stage, execution))
+    plan = plan_attempt(stage, earlier, execution, recall(stage, execution))
     teller.attempt(plan, workspace / "log.txt")
     with AttemptRecorder(workspace, plan, execution, teller.report) as attempt:
         result: TrainingResult = run_in_child(

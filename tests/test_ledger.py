@@ -46,7 +46,8 @@ def plan_attempt(
 ) -> TrainingPlan:
     """The plan of a stage with that effective batch."""
     asked = INPUTS["sft"].hyperparameters.model_copy(update={"batch_size": batch_size, "max_length": 1024})
-    return ledger.plan_attempt(asked, attempts, execution, fit)
+    stage = INPUTS["sft"].model_copy(update={"hyperparameters": asked})
+    return ledger.plan_attempt(stage, attempts, execution, fit)
 
 
 def make_execution() -> Execution:
@@ -90,7 +91,9 @@ def test_halving_comes_down_to_one_row_then_recomputes_and_then_says_what_helps(
         assert plan.per_device_train_batch_size * plan.gradient_accumulation_steps == batch_size
     assert plan.per_device_train_batch_size == 1
     attempts += (attempt(1, "out_of_memory").model_copy(update={"gradient_checkpointing": True}),)
-    with pytest.raises(StageError, match="change max_length from 1024 to 512, or take a smaller base model"):
+    with pytest.raises(
+        StageError, match=r"change max_length from 1024 to 512, or the .* in 4 bits .*, or take a smaller"
+    ):
         plan_attempt(batch_size, attempts, execution)
 
 
