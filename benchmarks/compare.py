@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from flows.__main__ import PREFECT_DEFAULTS
+from flows.session import PREFECT_DEFAULTS
 from settings.recipes import load_recipe
 from settings.settings import Settings
 from tasks.base_model import prepare_base_model

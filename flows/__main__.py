@@ -5,33 +5,23 @@ Every child process imports this module again, so heavy imports stay inside the 
 # ruff: noqa: T201 - a command prints
 
 import os
-import signal
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from flows.reading import chat, lineage, print_json, runs, verify
-from models.errors import AlignError, InputError, StageError
+from flows.session import configure_prefect, fail, in_prefect
+from models.errors import AlignError, InputError
 
 if TYPE_CHECKING:
     from models.recipe import Recipe
+    from models.reproduction import Reproduction
     from models.run import RunRecord
     from tasks.forecast import StageForecast
     from tasks.memory_forecast import MemoryForecast
     from tasks.preflight import Preflight
-
-PREFECT_DEFAULTS = {
-    "DO_NOT_TRACK": "1",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    # The first start on a new machine sets up a database and compiles every module.
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300",
-    "PREFECT_LOGGING_LEVEL": "CRITICAL",  # this command tells of errors itself, once
-    "PREFECT_CLIENT_MAX_RETRIES": "4",  # half a minute for each call: time enough for a server to restart
-    "PYTHONWARNINGS": "ignore:resource_tracker",  # of the fork server's own locks, when a run is cut short
-}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,20 +32,15 @@ def main(argv: list[str] | None = None) -> int:
         arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
         return _COMMANDS[arguments.command](arguments)
     except InputError as error:
-        return _fail(error, 2)
+        return fail(error, 2)
     except AlignError as error:
-        return _fail(error, 1)
+        return fail(error, 1)
     except BrokenPipeError:  # whoever read the output has enough of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         print("align: interrupted", file=sys.stderr)
         return 130
-
-
-def _fail(error: AlignError, code: int) -> int:
-    print("align:", str(error).replace("\n", "\n       "), file=sys.stderr)
-    return code
 
 
 def _run(arguments: Namespace) -> int:
@@ -82,85 +67,17 @@ def _resume(arguments: Namespace) -> int:
 
 
 def _align(recipe: "Recipe", name: str, **options: Any) -> int:
-    """Run the flow with Prefect as this command wants it, and show how it goes."""
-    for variable, value in PREFECT_DEFAULTS.items():
-        os.environ.setdefault(variable, value)
-    from tasks.child import warm_up
-
-    warm_up()
-    import httpx
-
-    from flows.terminal import make_console, print_summary, showing_progress
-
-    console = make_console()
-    console.print("recipe, data and machine are checked; starting Prefect")
-    from flows.align import align
-    from settings.settings import load_settings
-    from tasks.files import explaining_a_full_disk
-
-    try:
-        with _leaving_on_signals(), showing_progress(console), explaining_a_full_disk(load_settings().home):
-            record = align(recipe, name, **options)
-    except (httpx.HTTPError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "reach API" not in str(error):
-            raise
-        _end_without_api(error)
-    print_summary(record, console)
-    return 0
-
-
-def _end_without_api(error: Exception) -> NoReturn:
-    """Say what became of the run and go; what Prefect still has to tell, it would try to hand over for minutes."""
+    """Run the pipeline and show its summary."""
     from flows.terminal import make_console, print_summary
-    from settings.settings import load_settings
-    from tasks.run_record import opened_run
 
-    where = os.environ.get("PREFECT_API_URL", "its temporary server")
-    lost = f"the Prefect API at {where} failed or cannot be reached ({type(error).__name__}: {error})"
-    record = None
-    with suppress(InputError):  # its record cannot be read
-        record = opened_run(load_settings().home)
-    if record and record.state == "completed":
-        print_summary(record, make_console())
-        print(f"align: {lost}; the run is complete, but Prefect does not know it", file=sys.stderr)
-        _exit_at_once(0)
-    _exit_at_once(_fail(StageError(f"{lost}; what was trained is kept: run the same again, or `align resume`"), 1))
+    def run() -> "RunRecord":
+        from flows.align import align
 
+        record: RunRecord = align(recipe, name, **options)
+        return record
 
-@contextmanager
-def _leaving_on_signals() -> Iterator[None]:
-    """While this is open, a signal ends the command: the run's stages save and stop, then `_leave` is called."""
-    from tasks.stopping import SIGNALS, end_by
-
-    previous = {number: signal.getsignal(number) for number in SIGNALS}
-    end_by(_leave)
-    for number, handler in previous.items():
-        if handler is not signal.SIG_IGN:  # as under nohup
-            signal.signal(number, _leave)
-    try:
-        yield
-    finally:
-        end_by(None)
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _leave(number: int, frame: object) -> None:
-    with suppress(OSError):  # the terminal may be gone
-        print("\nalign: interrupted; run the same again, or `align resume`, to go on", file=sys.stderr, flush=True)
-    _exit_at_once(128 + number)
-
-
-def _exit_at_once(code: int) -> NoReturn:
-    """End Prefect's temporary server and go: Ctrl-C has reached it, too, and Prefect would wait for its answer."""
-    import psutil
-
-    for child in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            child.terminate()
-    with suppress(OSError):
-        sys.stdout.flush()
-    os._exit(code)
+    print_summary(in_prefect(run), make_console())
+    return 0
 
 
 def _check(arguments: Namespace) -> int:
@@ -220,6 +137,29 @@ def _preflight(recipe: "Recipe") -> "Preflight":
     return preflight(recipe, load_settings())
 
 
+def _reproduce(arguments: Namespace) -> int:
+    """Train a checkpoint again and compare; 1 where the weights are others."""
+    configure_prefect()
+    from flows.terminal import make_console, print_reproduction
+    from settings.settings import load_settings
+    from tasks.reproducing import check_reproduction
+
+    check_reproduction(arguments.checkpoint, load_settings())
+
+    def run() -> "Reproduction":
+        from flows.reproduce import reproduce
+
+        found: Reproduction = reproduce(arguments.checkpoint)
+        return found
+
+    found = in_prefect(run)
+    if arguments.json:
+        print_json(found.model_dump(mode="json") | {"same": found.same})
+    else:
+        print_reproduction(found, make_console())
+    return 0 if found.same else 1
+
+
 def _forget(arguments: Namespace) -> int:
     from settings.settings import load_settings
     from tasks.fits import forget
@@ -236,6 +176,7 @@ _COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "lineage": lineage,
     "verify": verify,
     "chat": chat,
+    "reproduce": _reproduce,
     "forget": _forget,
 }
 

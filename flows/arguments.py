@@ -30,6 +30,7 @@ _PURPOSES = {
     "lineage": "Show what a checkpoint is made of, down to base model and datasets.",
     "verify": "Read every file again and compare it with its manifest's digest.",
     "chat": "Talk to a checkpoint.",
+    "reproduce": "Train a checkpoint again from its manifest alone, and say whether the weights are the same.",
     "forget": "Forget which micro-batches fitted into memory: the next runs try the largest ones again.",
 }
 
@@ -48,7 +49,7 @@ def parse_arguments(argv: list[str]) -> Namespace:
         name: group.add_parser(name, help=purpose, description=purpose, formatter_class=layout, allow_abbrev=False)
         for name, purpose in _PURPOSES.items()
     }
-    for name in ("check", "runs", "lineage", "verify"):
+    for name in ("check", "runs", "lineage", "verify", "reproduce"):
         commands[name].add_argument("--json", action="store_true", help="print JSON instead of a table")
     for name in {"run", "check"} & set(argv):  # a hundred flags each: only where they are asked for
         _add_recipe(commands[name], name)
@@ -64,7 +65,7 @@ def parse_arguments(argv: list[str]) -> Namespace:
         nargs="?",
         help="beginning or end of a run's name; default: the newest that did not complete",
     )
-    for name in ("lineage", "chat"):
+    for name in ("lineage", "chat", "reproduce"):
         commands[name].add_argument("checkpoint", metavar="CHECKPOINT", help="a folder, or the beginning of a name")
     commands["verify"].add_argument(
         "checkpoint", metavar="CHECKPOINT", nargs="?", help="verify it and its ancestors only; default: every artifact"

@@ -15,6 +15,7 @@ from rich.table import Column, Table
 from rich.tree import Tree
 
 from models.evaluation import EvaluationResult
+from models.reproduction import Reproduction, StageReproduction
 from models.run import RunRecord
 from tasks.forecast import StageForecast
 from tasks.lineage import LineageNode
@@ -202,6 +203,22 @@ def print_lineage(node: LineageNode, console: Console) -> None:
     tree = Tree(_label(node))
     _grow(tree, node)
     console.print(tree)
+
+
+def print_reproduction(found: Reproduction, console: Console) -> None:
+    """Whether each stage's weights came out the same, and what was not as it was."""
+    rows = [
+        (stage.name, _compared(stage), ", ".join(stage.changes) or "-", duration(stage.seconds))
+        for stage in found.stages
+    ]
+    _print_table(("checkpoint", "weights", "changed since", "time"), rows, console)
+    verdict = "the same weights, bit for bit" if found.same else "other weights"
+    console.print(f"{found.checkpoint}: {verdict}", markup=False, highlight=False)
+
+
+def _compared(stage: StageReproduction) -> str:
+    apart = f", {stage.relative_difference:.1e} apart" if stage.relative_difference else ""
+    return f"{stage.verdict}{apart}"
 
 
 def duration(seconds: float) -> str:

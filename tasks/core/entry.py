@@ -58,6 +58,13 @@ def grpo(stage: GRPOInput, plan: TrainingPlan, folder: Path, report: "Report") -
     return train_grpo_policy(stage, plan, folder, report)
 
 
+def compare_weights(model: Path, reference: Path, report: "Report") -> float:
+    """See `tasks.core.comparing`."""
+    from tasks.core.comparing import relative_difference
+
+    return relative_difference(model, reference)
+
+
 def evaluate(
     stage: EvaluationInput, device: str, batch_tokens: int, folder: Path, report: "Report"
 ) -> EvaluationResult:

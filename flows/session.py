@@ -1,0 +1,116 @@
+"""Running a flow from the command: Prefect as the command wants it, live progress, signals, and a lost API."""
+# ruff: noqa: T201 - a command prints
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import NoReturn, TypeVar
+
+from models.errors import AlignError, InputError, StageError
+
+Result = TypeVar("Result")
+
+PREFECT_DEFAULTS = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    # The first start on a new machine sets up a database and compiles every module.
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300",
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",  # this command tells of errors itself, once
+    "PREFECT_CLIENT_MAX_RETRIES": "4",  # half a minute for each call: time enough for a server to restart
+    "PYTHONWARNINGS": "ignore:resource_tracker",  # of the fork server's own locks, when a run is cut short
+}
+
+
+def configure_prefect() -> None:
+    """Set what Prefect reads when it is first imported."""
+    for variable, value in PREFECT_DEFAULTS.items():
+        os.environ.setdefault(variable, value)
+
+
+def in_prefect(run: Callable[[], Result]) -> Result:
+    """Call a flow with Prefect as the command wants it, and show how its stages go.
+
+    Args:
+        run: Imports the flow and calls it.
+    """
+    configure_prefect()
+    from tasks.child import warm_up
+
+    warm_up()
+    import httpx
+
+    from flows.terminal import make_console, showing_progress
+    from settings.settings import load_settings
+    from tasks.files import explaining_a_full_disk
+
+    console = make_console()
+    console.print("all is checked; starting Prefect")
+    try:
+        with _leaving_on_signals(), showing_progress(console), explaining_a_full_disk(load_settings().home):
+            return run()
+    except (httpx.HTTPError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "reach API" not in str(error):
+            raise
+        _end_without_api(error)
+
+
+def fail(error: AlignError, code: int) -> int:
+    """Tell of an error in one message, and return the exit code."""
+    print("align:", str(error).replace("\n", "\n       "), file=sys.stderr)
+    return code
+
+
+def _end_without_api(error: Exception) -> NoReturn:
+    """Say what became of the run and go; what Prefect still has to tell, it would try to hand over for minutes."""
+    from flows.terminal import make_console, print_summary
+    from settings.settings import load_settings
+    from tasks.run_record import opened_run
+
+    where = os.environ.get("PREFECT_API_URL", "its temporary server")
+    lost = f"the Prefect API at {where} failed or cannot be reached ({type(error).__name__}: {error})"
+    record = None
+    with suppress(InputError):  # its record cannot be read
+        record = opened_run(load_settings().home)
+    if record and record.state == "completed":
+        print_summary(record, make_console())
+        print(f"align: {lost}; the run is complete, but Prefect does not know it", file=sys.stderr)
+        _exit_at_once(0)
+    _exit_at_once(fail(StageError(f"{lost}; what was trained is kept: run the same again, or `align resume`"), 1))
+
+
+@contextmanager
+def _leaving_on_signals() -> Iterator[None]:
+    """While this is open, a signal ends the command: the run's stages save and stop, then `_leave` is called."""
+    from tasks.stopping import SIGNALS, end_by
+
+    previous = {number: signal.getsignal(number) for number in SIGNALS}
+    end_by(_leave)
+    for number, handler in previous.items():
+        if handler is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _leave)
+    try:
+        yield
+    finally:
+        end_by(None)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _leave(number: int, frame: object) -> None:
+    with suppress(OSError):  # the terminal may be gone
+        print("\nalign: interrupted; run the same again, or `align resume`, to go on", file=sys.stderr, flush=True)
+    _exit_at_once(128 + number)
+
+
+def _exit_at_once(code: int) -> NoReturn:
+    """End Prefect's temporary server and go: Ctrl-C has reached it, too, and Prefect would wait for its answer."""
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            child.terminate()
+    with suppress(OSError):
+        sys.stdout.flush()
+    os._exit(code)
