@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.keeping import aliases, import_, promote
 from flows.reading import chat, lineage, print_json, runs, verify
 from flows.session import configure_prefect, fail, in_prefect
 from models.errors import AlignError, InputError
@@ -177,6 +178,9 @@ _COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "verify": verify,
     "chat": chat,
     "reproduce": _reproduce,
+    "promote": promote,
+    "aliases": aliases,
+    "import": import_,
     "forget": _forget,
 }
 

@@ -3,6 +3,7 @@
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from typing import get_args
 
+from models.aliases import CHAMPION
 from models.artifacts import Stage
 from settings.recipes import FlagParser, RecipeFlags, shipped_recipes
 
@@ -31,6 +32,10 @@ _PURPOSES = {
     "verify": "Read every file again and compare it with its manifest's digest.",
     "chat": "Talk to a checkpoint.",
     "reproduce": "Train a checkpoint again from its manifest alone, and say whether the weights are the same.",
+    "promote": "Point an alias to a checkpoint, once every byte of that has been verified, or back.",
+    "aliases": "List the aliases with their history.",
+    "prune": "Say what nobody needs any more and what space that takes; with --yes, remove it.",
+    "import": "Take in a finished folder that was copied from another machine or artifact root.",
     "forget": "Forget which micro-batches fitted into memory: the next runs try the largest ones again.",
 }
 
@@ -49,7 +54,7 @@ def parse_arguments(argv: list[str]) -> Namespace:
         name: group.add_parser(name, help=purpose, description=purpose, formatter_class=layout, allow_abbrev=False)
         for name, purpose in _PURPOSES.items()
     }
-    for name in ("check", "runs", "lineage", "verify", "reproduce"):
+    for name in ("check", "runs", "lineage", "verify", "reproduce", "aliases", "prune", "import"):
         commands[name].add_argument("--json", action="store_true", help="print JSON instead of a table")
     for name in {"run", "check"} & set(argv):  # a hundred flags each: only where they are asked for
         _add_recipe(commands[name], name)
@@ -66,11 +71,16 @@ def parse_arguments(argv: list[str]) -> Namespace:
         help="beginning or end of a run's name; default: the newest that did not complete",
     )
     for name in ("lineage", "chat", "reproduce"):
-        commands[name].add_argument("checkpoint", metavar="CHECKPOINT", help="a folder, or the beginning of a name")
+        commands[name].add_argument(
+            "checkpoint", metavar="CHECKPOINT", help="an alias, a folder, or the beginning of a name"
+        )
     commands["verify"].add_argument(
         "checkpoint", metavar="CHECKPOINT", nargs="?", help="verify it and its ancestors only; default: every artifact"
     )
     _add_chat(commands["chat"])
+    _add_promote(commands["promote"])
+    _add_prune(commands["prune"])
+    _add_import(commands["import"])
     parsed, extras = parser.parse_known_args(argv)
     commands[parsed.command].refuse_unknown(extras)
     return parsed
@@ -90,10 +100,56 @@ def _add_chat(command: ArgumentParser) -> None:
     command.add_argument("--temperature", type=_temperature, default=0.0, help="0: the most likely reply (default: 0)")
 
 
+def _add_promote(command: ArgumentParser) -> None:
+    command.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", help="what the alias shall point to")
+    command.add_argument("--alias", metavar="NAME", default=CHAMPION, help=f"the alias (default: {CHAMPION})")
+    command.add_argument("--rollback", action="store_true", help="go back to what the alias pointed to before")
+    command.add_argument("--reason", metavar="TEXT", default="", help="why, for the alias's history")
+    command.add_argument("--by", metavar="NAME", help="who does it, for the history (default: ALIGN_PROMOTED_BY)")
+
+
+def _add_prune(command: ArgumentParser) -> None:
+    command.add_argument("--yes", action="store_true", help="remove it; default: only say what would be removed")
+    command.add_argument(
+        "--keep", metavar="N", type=_count, default=3, help="keep the checkpoints of the newest N runs (default: 3)"
+    )
+    command.add_argument(
+        "--older-than", metavar="DAYS", type=_days, default=7.0, dest="older_than_days",
+        help="unfinished, damaged and replaced folders go after so many days (default: 7)",
+    )  # fmt: skip
+    command.add_argument(
+        "--drop-merged", action="store_true",
+        help="also remove merged weights of what is kept, where adapter and parent give the very same bytes again",
+    )  # fmt: skip
+
+
+def _add_import(command: ArgumentParser) -> None:
+    command.add_argument("folder", metavar="DIR", help="a folder with a manifest.json")
+    command.add_argument(
+        "--ancestors", action="store_true", help="take those of its ancestors, too, that lie beside it in its root"
+    )
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ArgumentTypeError(f"'{text}' is not a whole number of 1 or more")
     return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise ArgumentTypeError(f"'{text}' is not a whole number of 0 or more")
+    return int(text)
+
+
+def _days(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise ArgumentTypeError(f"'{text}' is not a number of days of 0 or more")
+    return value
 
 
 def _temperature(text: str) -> float:

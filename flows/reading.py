@@ -21,7 +21,7 @@ def runs(arguments: Namespace) -> int:
     from flows.terminal import make_console, print_runs
     from tasks.run_record import all_runs, standing
 
-    home = _store().home
+    home = open_store().home
     records, problems = all_runs(home)
     for problem in problems:
         print(f"align: {problem}", file=sys.stderr)
@@ -36,7 +36,7 @@ def lineage(arguments: Namespace) -> int:
     """Show what a checkpoint is made of."""
     from tasks.lineage import trace
 
-    store = _store()
+    store = open_store()
     path, _ = store.resolve(arguments.checkpoint)
     node = trace(store, path)
     if arguments.json:
@@ -53,7 +53,7 @@ def verify(arguments: Namespace) -> int:
     from tasks.lineage import all_folders, with_ancestors
     from tasks.store import damage
 
-    store = _store()
+    store = open_store()
     wanted = arguments.checkpoint
     folders = with_ancestors(store, store.resolve(wanted)[0]) if wanted else all_folders(store)
     if not folders:
@@ -72,7 +72,7 @@ def chat(arguments: Namespace) -> int:
     """Talk to a checkpoint."""
     from tasks.store import damage
 
-    store = _store()
+    store = open_store()
     path, manifest = store.resolve(arguments.checkpoint)
     if damaged := damage(path):
         raise DamagedArtifact(f"{damaged[0]}; run its recipe again to make it anew")
@@ -119,7 +119,12 @@ def _converse(reply: Callable[[str], str]) -> None:
         print(reply(text))
 
 
-def _store() -> "ArtifactStore":
+def open_store() -> "ArtifactStore":
+    """The artifact root that the settings name.
+
+    Raises:
+        InputError: it is a file.
+    """
     from settings.settings import load_settings
     from tasks.store import ArtifactStore
 

@@ -1,10 +1,10 @@
 """What lies in the artifact root: base models, snapshots, checkpoints, and the manifest that completes each folder."""
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, field_validator, model_validator
 
 from models.contract import Contract
 from models.fingerprint import ID_LENGTH, fingerprint
@@ -27,6 +27,13 @@ class FileEntry(Contract):
     """Size."""
     sha256: str
     """Digest of the content, 64 hexadecimal digits."""
+
+    @field_validator("path")
+    @classmethod
+    def _stays_in_its_folder(cls, path: str) -> str:
+        if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+            raise ValueError(f"the file '{path}' leads out of the folder")
+        return path
 
 
 class Attempt(Contract):
@@ -142,6 +149,17 @@ class Manifest(Contract):
 
 def _digest(content: dict[str, Any]) -> str:
     return fingerprint({key: value for key, value in content.items() if key != "digest"})
+
+
+class Pruned(Contract):
+    """`pruned.json` beside a manifest: files of the folder were removed on purpose, to free space."""
+
+    files: tuple[str, ...] = Field(min_length=1)
+    """The manifest's files that were removed, by path."""
+    when: str
+    """UTC time, ISO 8601."""
+    why: str
+    """Why nobody needs them, or what they can be rebuilt from."""
 
 
 class Artifact(Contract):

@@ -51,6 +51,8 @@ class Settings(BaseSettings):
     """Make library versions part of every training stage's fingerprint."""
     report_to: Annotated[tuple[str, ...], NoDecode] = ()
     """Trackers that get the training metrics, by Transformers' names, separated by commas: `tensorboard,wandb`."""
+    promoted_by: str = ""
+    """Who promotes checkpoints, as the history of aliases shall tell; default: it tells nobody."""
 
     @field_validator("report_to", mode="before")
     @classmethod

@@ -48,10 +48,11 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def list_files(folder: Path, leave_out: str) -> tuple[FileEntry, ...]:
-    """Size and digest of every file but the one named `leave_out`, sorted by path; files are read in parallel."""
+def list_files(folder: Path, *leave_out: str) -> tuple[FileEntry, ...]:
+    """Size and digest of every file but those named `leave_out`, sorted by path; files are read in parallel."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != _UNFINISHED)
-    paths = sorted(path for path in files if path != folder / leave_out)
+    left_out = {folder / name for name in leave_out}
+    paths = sorted(path for path in files if path not in left_out)
     with ThreadPoolExecutor() as pool:
         digests = list(pool.map(file_digest, paths))
     return tuple(
@@ -60,10 +61,10 @@ def list_files(folder: Path, leave_out: str) -> tuple[FileEntry, ...]:
     )
 
 
-def differences(folder: Path, listed: Iterable[FileEntry], leave_out: str) -> list[str]:
+def differences(folder: Path, listed: Iterable[FileEntry], *leave_out: str) -> list[str]:
     """Compare a folder's files with a list of them; one line per file that is missing, not listed, or changed."""
-    expected = {entry.path: entry for entry in listed}
-    present = {entry.path: entry for entry in list_files(folder, leave_out)}
+    expected = {entry.path: entry for entry in listed if entry.path not in leave_out}
+    present = {entry.path: entry for entry in list_files(folder, *leave_out)}
     missing = [f"{folder / name}: missing" for name in expected.keys() - present.keys()]
     extra = [f"{folder / name}: not in the manifest" for name in present.keys() - expected.keys()]
     changed = [

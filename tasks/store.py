@@ -4,6 +4,7 @@
     <kind>/.partial/<name>/                                                    being made; resumed after a failure
     <kind>/.damaged/<name>-<time>/                                             moved aside by a failed verification
     <kind>/.replaced/<name>-<time>/                                            moved aside for one made anew
+    aliases/<name>.json                                                        names given to checkpoints
     runs/<id>/                                                                 resolved recipe and report of each run
 
 A finished folder appears by one rename, so there is no moment at which half of one could be taken for a whole.
@@ -23,8 +24,10 @@ from pydantic import ValidationError
 from models.artifacts import Ancestor, Kind, Manifest, Stage
 from models.errors import DamagedArtifact, InputError
 from models.fingerprint import ID_LENGTH, fingerprint
+from tasks.aliases import read_alias
 from tasks.closing import stop_if_closing
 from tasks.files import differences, list_files, replace_file, sync
+from tasks.pruned import PRUNED, is_pruned, read_pruned
 
 MANIFEST = "manifest.json"
 Waiting = Callable[[str], None]
@@ -55,7 +58,7 @@ class ArtifactStore:
         return self.home / _FOLDERS[kind] / ".partial" / name
 
     def find(self, kind: Kind, name: str) -> Manifest | None:
-        """The manifest of a finished, undamaged folder; `None` where there is none.
+        """The manifest of a finished, undamaged folder; `None` where there is none, or where its files were pruned.
 
         Every byte is read again. A damaged folder is moved aside, never served and never deleted.
         """
@@ -65,7 +68,7 @@ class ArtifactStore:
         if damage(path):
             self._set_aside(path, "damaged")
             return None
-        return read_manifest(path)
+        return None if is_pruned(path) else read_manifest(path)
 
     def publish(self, content: Path, **manifest: Any) -> Manifest:
         """Complete the folder `content` with a manifest and move it to its place by one rename.
@@ -79,15 +82,21 @@ class ArtifactStore:
         files = list_files(content, MANIFEST)
         written = Manifest(created=utc_now(), ancestors=ancestors, files=files, **manifest).sealed()
         replace_file(content / MANIFEST, written.model_dump_json(indent=2))
-        target = self.folder(written.kind, name)
+        self.move_in(content, written.kind, name)
+        return written
+
+    def move_in(self, content: Path, kind: Kind, name: str) -> None:
+        """Move a folder with its manifest to its place by one rename; what lies there is moved aside."""
+        target = self.folder(kind, name)
         target.parent.mkdir(parents=True, exist_ok=True)
-        if target.exists():
-            self._set_aside(target, "replaced")
         for path in (*content.rglob("*"), content):
             sync(path)
+        shell = is_pruned(target)
+        aside = self._set_aside(target, "replaced") if target.exists() else None
         content.rename(target)
         sync(target.parent)
-        return written
+        if aside and shell:
+            shutil.rmtree(aside)
 
     def ancestors(self, parents: Iterable[str]) -> dict[str, Ancestor]:
         """What is known of the folders of these names and of all that they were made from, by name."""
@@ -125,6 +134,22 @@ class ArtifactStore:
         name = f"{kind}-{name}"
         with self._first_free([name], holder, lambda: waiting(f"{self._holder(name)}, which makes it")):
             yield
+
+    @contextmanager
+    def lock_if_free(self, kind: Kind, name: str) -> Iterator[bool]:
+        """Hold the right to make that folder where nobody else does; yields whether it is held now."""
+        lock = FileLock(self._locks / f"{kind}-{name}.lock")
+        try:
+            yield bool(_try_all({name: lock}))
+        finally:
+            lock.release()
+
+    def is_locked(self, kind: Kind, name: str) -> bool:
+        """Whether a process holds the right to make that folder; nothing is written to find out."""
+        if not (self._locks / f"{kind}-{name}.lock").exists():
+            return False
+        with self.lock_if_free(kind, name) as free:
+            return not free
 
     @contextmanager
     def slot(self, slots: int, holder: str, waiting: Waiting) -> Iterator[int]:
@@ -174,13 +199,18 @@ class ArtifactStore:
                 continue
 
     def resolve(self, wanted: str) -> tuple[Path, Manifest]:
-        """The model that a user means by a folder, a stage (its newest), a name or the beginning of a fingerprint.
+        """The model that a user means by an alias, a folder, a stage (its newest), a name or a fingerprint's beginning.
 
         Raises:
             InputError: nothing or more than one thing matches.
-            DamagedArtifact: what matches has no readable manifest.
+            DamagedArtifact: what matches, or the alias, cannot be read.
         """
+        if alias := read_alias(self.home, wanted):
+            if not self.locate(alias.checkpoint):
+                raise InputError(f"'{wanted}' points to {alias.checkpoint}, which is not in {self.home}; promote anew")
+            wanted = alias.checkpoint
         models = [*self.manifests("checkpoint"), *self.manifests("base")]
+        models.sort(key=lambda found: is_pruned(found[0]))
         matches = [(path, manifest) for path, manifest in models if _means(wanted, path, manifest)]
         if len(matches) == 1 or (matches and wanted in get_args(Stage)):
             return matches[0]
@@ -188,7 +218,7 @@ class ArtifactStore:
             self._refuse_unreadable(wanted)
         names = ", ".join(path.name for path, _ in (matches or models)) or "none yet; run a recipe first"
         rule = "matches several checkpoints" if matches else "matches no checkpoint"
-        raise InputError(f"'{wanted}' {rule} in {self.home}; give a folder or more of a name: {names}")
+        raise InputError(f"'{wanted}' {rule} in {self.home}; give an alias, a folder or more of a name: {names}")
 
     def _refuse_unreadable(self, wanted: str) -> None:
         """Say so where what a user means is there, but not its manifest."""
@@ -196,11 +226,11 @@ class ArtifactStore:
             if path.name.startswith(wanted) and damage(path):
                 raise DamagedArtifact(f"{damage(path)[0]}; run its recipe again to make it anew")
 
-    def _set_aside(self, path: Path, why: str) -> None:
+    def _set_aside(self, path: Path, why: str) -> Path:
         """Move a finished folder out of the way, so that its place is free and it can still be looked at."""
         aside = path.parent / f".{why}" / f"{path.name}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
         aside.parent.mkdir(parents=True, exist_ok=True)
-        path.rename(aside)
+        return path.rename(aside)
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -222,18 +252,26 @@ def read_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def damage(path: Path) -> list[str]:
-    """Compare every file with the manifest; one line per difference, none where the folder is whole."""
+def damage(path: Path, name: str = "") -> list[str]:
+    """Compare every file with the manifest; one line per difference, none where the folder is whole.
+
+    Files that were pruned are no difference: `tasks.pruned.is_pruned` tells.
+
+    Args:
+        path: The folder.
+        name: The name that its fingerprint must end; default: the folder's own.
+    """
     if not path.exists():
         return [f"{path.name}: not in this artifact root"]
     try:
-        manifest = read_manifest(path)
+        manifest, pruned = read_manifest(path), read_pruned(path)
     except DamagedArtifact as error:
         return [str(error)]
-    named = path.name.endswith(manifest.fingerprint[:ID_LENGTH])
+    named = (name or path.name).endswith(manifest.fingerprint[:ID_LENGTH])
     if not named or fingerprint(manifest.identity) != manifest.fingerprint:
         return [f"{path / MANIFEST}: identity, fingerprint and folder name do not belong together"]
-    return differences(path, manifest.files, MANIFEST)
+    removed = (PRUNED, *pruned.files) if pruned else ()
+    return differences(path, manifest.files, MANIFEST, *removed)
 
 
 def utc_now() -> str:

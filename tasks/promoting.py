@@ -1,0 +1,102 @@
+"""Point an alias to a checkpoint, or back to the one before, once every byte of that has been verified."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from models.aliases import Alias, Promotion, alias_problem
+from models.artifacts import Manifest
+from models.errors import DamagedArtifact, InputError
+from tasks.aliases import changing, read_alias, write_alias
+from tasks.pruned import is_pruned
+from tasks.store import ArtifactStore, Waiting, damage, utc_now
+
+
+def promote(store: ArtifactStore, wanted: str, alias: str, waiting: Waiting, **told: Any) -> tuple[Alias, bool]:
+    """Point an alias to a checkpoint.
+
+    Args:
+        store: The artifact root.
+        wanted: The checkpoint, as `ArtifactStore.resolve` takes it.
+        alias: The alias; made where there is none of that name.
+        waiting: Called where another process is at work on the checkpoint.
+        told: Further fields of `Promotion`: `by`, `reason`, `command` or `flow_run`, `gate`.
+
+    Returns:
+        The alias as it is now, and whether that has changed: one that points there already stays as it is.
+
+    Raises:
+        InputError: there is no such checkpoint, or the alias has an impossible name.
+        DamagedArtifact: the checkpoint is not whole.
+    """
+    if problem := alias_problem(alias):
+        raise InputError(f"'{alias}' cannot be an alias: {problem}")
+    path, manifest = store.resolve(wanted)
+    with _holding(store, path, manifest, waiting), changing(store.home, alias):
+        _refuse_unless_whole(path)
+        known = read_alias(store.home, alias)
+        if known and known.checkpoint == path.name:
+            return known, False
+        return _extend(store, alias, known, path, manifest, told), True
+
+
+def rollback(store: ArtifactStore, alias: str, waiting: Waiting, **told: Any) -> Alias:
+    """Point an alias back to what it pointed to before; each further time one promotion further back.
+
+    Args:
+        store: The artifact root.
+        alias: The alias.
+        waiting: Called where another process is at work on the checkpoint.
+        told: Further fields of `Promotion`.
+
+    Raises:
+        InputError: there is no such alias, or nothing that it pointed to before.
+        DamagedArtifact: what it pointed to before is not whole.
+    """
+    path, manifest = store.resolve(before(store.home, alias).checkpoint)
+    with _holding(store, path, manifest, waiting), changing(store.home, alias):
+        _refuse_unless_whole(path)
+        if before(store.home, alias).checkpoint != path.name:
+            raise InputError(f"'{alias}' was changed meanwhile; look at `align aliases` and try again")
+        return _extend(store, alias, read_alias(store.home, alias), path, manifest, told | {"kind": "rollback"})
+
+
+def before(home: Path, alias: str) -> Promotion:
+    """The promotion that a rollback of an alias goes back to.
+
+    Raises:
+        InputError: there is no such alias, or nothing that it pointed to before.
+    """
+    known = read_alias(home, alias)
+    if not known:
+        raise InputError(f"there is no alias '{alias}' in {home}; `align promote CHECKPOINT --alias {alias}` makes it")
+    if not known.before:
+        raise InputError(f"'{alias}' has pointed to nothing before {known.checkpoint}; promote another checkpoint")
+    return known.before
+
+
+def _holding(store: ArtifactStore, path: Path, manifest: Manifest, waiting: Waiting) -> Any:
+    """Hold the checkpoint's lock, so that it is not removed or made anew between verification and promotion."""
+    return store.lock(manifest.kind, path.name, f"a promotion (process {os.getpid()})", waiting)
+
+
+def _refuse_unless_whole(path: Path) -> None:
+    if damaged := damage(path):
+        raise DamagedArtifact(f"{damaged[0]}; nothing was promoted; run its recipe again to make it anew")
+    if is_pruned(path):
+        raise DamagedArtifact(f"{path.name} was pruned; nothing was promoted; run its recipe again to make it anew")
+
+
+def _extend(
+    store: ArtifactStore, name: str, known: Alias | None, path: Path, manifest: Manifest, told: dict[str, Any]
+) -> Alias:
+    entry = Promotion(
+        when=utc_now(),
+        checkpoint=path.name,
+        fingerprint=manifest.fingerprint,
+        previous=known.checkpoint if known else None,
+        **told,
+    )
+    alias = Alias(name=name, history=(*(known.history if known else ()), entry))
+    write_alias(store.home, alias)
+    return alias
