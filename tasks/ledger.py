@@ -101,7 +101,7 @@ def _advice(stage: TrainingInput, attempts: tuple[Attempt, ...], execution: Exec
     changes = [f"{key} from {value} to {value // 2}" for key, value in halved.items() if value > 2]
     changes += [] if asked.lora else ["full fine-tuning to LoRA (`lora: {}`)"]
     weights = weights_bytes(stage.policy) / 1e9
-    if asked.lora and not stage.quantization:
+    if asked.lora and not stage.quantization and weights > 0.1:  # less would help nobody
         changes += [f"the {weights:.1f} GB of frozen weights to about a quarter, in 4 bits (`quantization: {{}}`)"]
     peak = max(each.peak_memory_bytes for each in attempts)
     seen = f"; {peak / 1e9:.1f} GB were in use" if peak else ""

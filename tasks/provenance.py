@@ -4,12 +4,15 @@ import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from prefect.runtime import flow_run, task_run
 
-from models.recipe import DatasetSource
+from models.contract import Contract
+from models.recipe import BaseModelSource, DatasetSource
 from tasks.execution import Execution, library_versions
+
+Shown = TypeVar("Shown", bound=Contract)
 
 
 def provenance(execution: Execution) -> dict[str, Any]:
@@ -39,6 +42,17 @@ def public_source(source: DatasetSource) -> dict[str, Any]:
     """A dataset's source as the recipe names it, a local path without the folders that say whose machine it was on."""
     path = Path(source.path)
     return source.model_dump(mode="json") | {"path": path.name if path.exists() or path.is_absolute() else source.path}
+
+
+def without_folders(shown: Shown) -> Shown:
+    """A recipe, or a part of one, for readers elsewhere: local models and files by the last part of their path."""
+    if isinstance(shown, DatasetSource):
+        return shown.model_copy(update={"path": public_source(shown)["path"]})
+    if isinstance(shown, BaseModelSource) and shown.source == "folder":
+        return shown.model_copy(update={"name": Path(shown.name).name})
+    parts = {name: getattr(shown, name) for name in type(shown).model_fields}
+    changes = {name: without_folders(part) for name, part in parts.items() if isinstance(part, Contract)}
+    return shown.model_copy(update=changes)
 
 
 def version_changes(recorded: dict[str, str]) -> list[str]:

@@ -13,6 +13,7 @@ from models.run import RunRecord, StageOutcome
 from tasks.execution import Execution
 from tasks.files import replace_file
 from tasks.progress import Progress, announce
+from tasks.provenance import without_folders
 from tasks.reporting.page import render_report
 from tasks.reporting.verdict import verdict
 from tasks.run_record import release_run, save_run
@@ -45,7 +46,8 @@ def report(
         }
     )
     curves: dict[str, list[dict[str, float]]] = {checkpoint.stage: _history(checkpoint) for checkpoint in checkpoints}
-    replace_file(path, render_report(finished, curves, manifests | _dataset_manifests(manifests, home)))
+    shown = finished.model_copy(update={"recipe": without_folders(finished.recipe)})
+    replace_file(path, render_report(shown, curves, manifests | _dataset_manifests(manifests, home)))
     save_run(finished, home)
     release_run(run.id)
     _show(finished, path)

@@ -1,0 +1,92 @@
+"""Nothing secret is written: canaries in environment, token files and paths, and every byte searched afterwards."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import build_tiny_model, tiny_recipe, write_recipe, write_tiny_data
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parent.parent
+CANARY = "canary"
+SECRETS = {
+    name: f"{CANARY}-{name.lower()}"
+    for name in (
+        "HF_TOKEN",
+        "WANDB_API_KEY",
+        "AWS_SECRET_ACCESS_KEY",
+        "OPENAI_API_KEY",
+        "SOME_PASSWORD",
+        "USER",
+        "LOGNAME",
+    )
+}
+FAILING = {"ALIGN_MEMORY_LIMIT_BYTES": "300000000"}  # less than PyTorch takes
+
+
+@pytest.fixture(scope="module")
+def users_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's own folder, outside the artifact root: the model, the data, the recipe and a token."""
+    folder = tmp_path_factory.mktemp("user") / f"{CANARY}-home"
+    model, data = build_tiny_model(folder / "model"), write_tiny_data(folder / "data")
+    write_recipe(folder / "recipe.yaml", tiny_recipe(model, data))
+    (folder / "hf").mkdir()
+    (folder / "hf" / "token").write_text(f"{CANARY}-token-file")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def written(users_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the command wrote, in a run that completed and in one whose training failed, with what it printed."""
+    out = tmp_path_factory.mktemp("written")
+    align(users_folder, out / "completed", "run", str(users_folder / "recipe.yaml"))
+    shutil.copytree(out / "completed", out / "failed")
+    shutil.rmtree(out / "failed" / "checkpoints")
+    align(users_folder, out / "failed", "run", str(users_folder / "recipe.yaml"), code=1, settings=FAILING)
+    assert list((out / "failed" / "checkpoints" / ".partial").glob("sft-*"))
+    return out
+
+
+def align(user: Path, home: Path, *arguments: str, code: int = 0, settings: dict[str, str] | None = None) -> None:
+    """Run the command with canaries wherever it might look, and keep what it prints."""
+    places = {"HOME": str(user), "HF_HOME": str(user / "hf"), "PREFECT_HOME": str(home.parent / "prefect")}
+    environment = os.environ | SECRETS | places | {"ALIGN_HOME": str(home)} | (settings or {})
+    environment.pop("PREFECT_API_URL", None)
+    command = [sys.executable, "-m", "flows", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    (home.parent / f"{home.name}-{arguments[0]}.txt").write_text(done.stdout + done.stderr)
+
+
+def files(folder: Path) -> Iterator[Path]:
+    found = [path for path in folder.rglob("*") if path.is_file()]
+    assert found
+    return iter(found)
+
+
+def test_no_secret_is_written(written: Path) -> None:
+    secrets = [*SECRETS.values(), f"{CANARY}-token-file"]
+    found = [
+        (path.relative_to(written), secret)
+        for path in files(written)
+        for secret in secrets
+        if secret.encode() in path.read_bytes()
+    ]
+    assert not found
+
+
+def test_no_path_of_the_users_is_in_what_is_passed_on(written: Path) -> None:
+    """All but a run's own record: going on with a run needs to know where its data lies."""
+    found = [
+        path.relative_to(written)
+        for home in ("completed", "failed")
+        for path in files(written / home)
+        if path.name != "run.json" and f"{CANARY}-home".encode() in path.read_bytes()
+    ]
+    assert not found
