@@ -100,9 +100,9 @@ def test_weights_that_take_much_are_advised_to_be_held_in_4_bits(tmp_path: Path)
         file.truncate(3 * 10**9)  # a hole, which takes no space
     heavy = INPUTS["sft"].policy.model_copy(update={"path": tmp_path})
     stage = INPUTS["sft"].model_copy(update={"policy": heavy})
-    failed = attempt(1, "out_of_memory").model_copy(update={"gradient_checkpointing": True})
+    recomputing = attempt(1, "out_of_memory").model_copy(update={"gradient_checkpointing": True})
     with pytest.raises(StageError, match=r"or the 3\.0 GB of frozen weights to about a quarter, in 4 bits"):
-        ledger.plan_attempt(stage, (failed,), make_execution(), None)
+        ledger.plan_attempt(stage, (*out_of_memory(1), recomputing), make_execution(), None)
 
 
 def test_the_first_attempt_takes_the_whole_batch(execution: Execution) -> None:
