@@ -35,9 +35,10 @@ def _hub_model(source: BaseModelSource) -> str | None:
 
 def _folder(source: BaseModelSource) -> str | None:
     from huggingface_hub.repocard import metadata_load
+    from yaml import YAMLError
 
     card = Path(source.name) / "README.md"
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, YAMLError):
         return _declared(metadata_load(card))
     return None
 

@@ -12,7 +12,6 @@ import threading
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -265,29 +264,6 @@ def test_wrong_input(
     assert _files(project) == before
 
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """A local hub that says of every model what the test puts in here."""
-    model: dict[str, Any] = {"id": "org/model", "sha": "c" * 40, "siblings": [{"rfilename": "model.safetensors"}]}
-
-    class Hub(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200 if self.path == "/api/models/org/model/revision/v1" else 404)
-            self.send_header("Content-Type", "application/json")
-            self.end_headers()
-            self.wfile.write(json.dumps(model).encode())
-
-        def log_message(self, *_: Any) -> None:
-            """Nothing: the test's output is its own."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-        yield model
-        server.shutdown()
-
-
 @pytest.mark.parametrize(
     ("revision", "said_by_hub", "says"),
     [
@@ -306,9 +282,11 @@ def test_a_hub_model_is_looked_up_before_the_run(
 ) -> None:
     source = {"source": "hub", "name": "org/model", "revision": revision}
     _write_project(project, _changed(RECIPE, {"base_model": source}), {})
-    hub["config"] = {"tokenizer_config": {"chat_template": "{{ messages }}"}}
+    said: dict[str, Any] = {"id": "org/model", "sha": "c" * 40, "siblings": [{"rfilename": "model.safetensors"}]}
+    said["config"] = {"tokenizer_config": {"chat_template": "{{ messages }}"}}
+    hub["/api/models/org/model/revision/v1"] = said
     assert revision == "v2" or main(["check", "recipe.yaml"]) == 0
-    hub.update(said_by_hub)
+    said.update(said_by_hub)
     before = _files(project)
     assert main(["run", "recipe.yaml"]) == 2
     assert says in capsys.readouterr().err
