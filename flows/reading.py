@@ -34,10 +34,11 @@ def runs(arguments: Namespace) -> int:
 
 def lineage(arguments: Namespace) -> int:
     """Show what a checkpoint is made of."""
+    from tasks.finding import resolve
     from tasks.lineage import trace
 
     store = open_store()
-    path, _ = store.resolve(arguments.checkpoint)
+    path, _ = resolve(store, arguments.checkpoint)
     node = trace(store, path)
     if arguments.json:
         print(node.model_dump_json(indent=2))
@@ -50,12 +51,13 @@ def lineage(arguments: Namespace) -> int:
 
 def verify(arguments: Namespace) -> int:
     """Read artifacts again and name every damaged file; 1 where there is one."""
+    from tasks.finding import resolve
     from tasks.lineage import all_folders, with_ancestors
     from tasks.store import damage
 
     store = open_store()
     wanted = arguments.checkpoint
-    folders = with_ancestors(store, store.resolve(wanted)[0]) if wanted else all_folders(store)
+    folders = with_ancestors(store, resolve(store, wanted)[0]) if wanted else all_folders(store)
     if not folders:
         raise InputError(f"there is nothing to verify in {store.home}; is ALIGN_HOME right?")
     found = {str(folder): damage(folder) for folder in folders}
@@ -70,10 +72,11 @@ def verify(arguments: Namespace) -> int:
 
 def chat(arguments: Namespace) -> int:
     """Talk to a checkpoint."""
+    from tasks.finding import resolve
     from tasks.store import damage
 
     store = open_store()
-    path, manifest = store.resolve(arguments.checkpoint)
+    path, manifest = resolve(store, arguments.checkpoint)
     if damaged := damage(path):
         raise DamagedArtifact(f"{damaged[0]}; run its recipe again to make it anew")
     if manifest.identity.get("stage") == "reward":

@@ -8,6 +8,7 @@ from models.aliases import Alias, Promotion, alias_problem
 from models.artifacts import Manifest
 from models.errors import DamagedArtifact, InputError
 from tasks.aliases import changing, read_alias, write_alias
+from tasks.finding import resolve
 from tasks.pruned import is_pruned
 from tasks.store import ArtifactStore, Waiting, damage, utc_now
 
@@ -31,7 +32,7 @@ def promote(store: ArtifactStore, wanted: str, alias: str, waiting: Waiting, **t
     """
     if problem := alias_problem(alias):
         raise InputError(f"'{alias}' cannot be an alias: {problem}")
-    path, manifest = store.resolve(wanted)
+    path, manifest = resolve(store, wanted)
     with _holding(store, path, manifest, waiting), changing(store.home, alias):
         _refuse_unless_whole(path)
         known = read_alias(store.home, alias)
@@ -53,7 +54,7 @@ def rollback(store: ArtifactStore, alias: str, waiting: Waiting, **told: Any) ->
         InputError: there is no such alias, or nothing that it pointed to before.
         DamagedArtifact: what it pointed to before is not whole.
     """
-    path, manifest = store.resolve(before(store.home, alias).checkpoint)
+    path, manifest = resolve(store, before(store.home, alias).checkpoint)
     with _holding(store, path, manifest, waiting), changing(store.home, alias):
         _refuse_unless_whole(path)
         if before(store.home, alias).checkpoint != path.name:

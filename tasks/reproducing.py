@@ -23,6 +23,7 @@ from tasks.child import run_in_child
 from tasks.child_main import ChildOptions
 from tasks.core.entry import compare_weights
 from tasks.execution import Execution
+from tasks.finding import resolve
 from tasks.provenance import version_changes
 from tasks.rows import Role
 from tasks.store import ArtifactStore, damage, read_manifest
@@ -52,7 +53,7 @@ def ancestry(store: ArtifactStore, wanted: str) -> list[Step]:
         InputError: nothing or several match, it was not trained, or too little is known of an ancestor.
         DamagedArtifact: its manifest cannot be read.
     """
-    path, manifest = store.resolve(wanted)
+    path, manifest = resolve(store, wanted)
     if manifest.kind != "checkpoint":
         raise InputError(f"{path.name} was converted, not trained; name a checkpoint that a stage has made")
     known = store.ancestors([path.name])

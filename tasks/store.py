@@ -16,15 +16,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from models.artifacts import Ancestor, Kind, Manifest, Stage
-from models.errors import DamagedArtifact, InputError
+from models.artifacts import Ancestor, Kind, Manifest
+from models.errors import DamagedArtifact
 from models.fingerprint import ID_LENGTH, fingerprint
-from tasks.aliases import read_alias
 from tasks.closing import stop_if_closing
 from tasks.files import differences, list_files, replace_file, sync
 from tasks.pruned import PRUNED, is_pruned, read_pruned
@@ -187,44 +186,16 @@ class ArtifactStore:
         path = self._locks / f"{name}.holder"
         return (path.exists() and path.read_text()) or "another process"
 
+    def newest_first(self, kind: Kind) -> list[Path]:
+        """All finished folders of a kind by the time that they were made."""
+        found = self.home.glob(f"{_FOLDERS[kind]}/[!.]*/{MANIFEST}")
+        return [path.parent for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]
+
     def manifests(self, kind: Kind) -> Iterator[tuple[Path, Manifest]]:
         """All finished folders of a kind with their manifests, newest first; unreadable ones are left out."""
-        found = sorted(
-            self.home.glob(f"{_FOLDERS[kind]}/*/{MANIFEST}"), key=lambda path: path.stat().st_mtime, reverse=True
-        )
-        for path in found:
-            try:
-                yield path.parent, read_manifest(path.parent)
-            except DamagedArtifact:
-                continue
-
-    def resolve(self, wanted: str) -> tuple[Path, Manifest]:
-        """The model that a user means by an alias, a folder, a stage (its newest), a name or a fingerprint's beginning.
-
-        Raises:
-            InputError: nothing or more than one thing matches.
-            DamagedArtifact: what matches, or the alias, cannot be read.
-        """
-        if alias := read_alias(self.home, wanted):
-            if not self.locate(alias.checkpoint):
-                raise InputError(f"'{wanted}' points to {alias.checkpoint}, which is not in {self.home}; promote anew")
-            wanted = alias.checkpoint
-        models = [*self.manifests("checkpoint"), *self.manifests("base")]
-        models.sort(key=lambda found: is_pruned(found[0]))
-        matches = [(path, manifest) for path, manifest in models if _means(wanted, path, manifest)]
-        if len(matches) == 1 or (matches and wanted in get_args(Stage)):
-            return matches[0]
-        if not matches:
-            self._refuse_unreadable(wanted)
-        names = ", ".join(path.name for path, _ in (matches or models)) or "none yet; run a recipe first"
-        rule = "matches several checkpoints" if matches else "matches no checkpoint"
-        raise InputError(f"'{wanted}' {rule} in {self.home}; give an alias, a folder or more of a name: {names}")
-
-    def _refuse_unreadable(self, wanted: str) -> None:
-        """Say so where what a user means is there, but not its manifest."""
-        for path in (*self.home.glob("checkpoints/[!.]*"), *self.home.glob("base/[!.]*")):
-            if path.name.startswith(wanted) and damage(path):
-                raise DamagedArtifact(f"{damage(path)[0]}; run its recipe again to make it anew")
+        for path in self.newest_first(kind):
+            with suppress(DamagedArtifact):
+                yield path, read_manifest(path)
 
     def _set_aside(self, path: Path, why: str) -> Path:
         """Move a finished folder out of the way, so that its place is free and it can still be looked at."""
@@ -286,8 +257,3 @@ def _try_all(locks: dict[str, FileLock]) -> str | None:
             lock.acquire(timeout=0)
             return name
     return None
-
-
-def _means(wanted: str, path: Path, manifest: Manifest) -> bool:
-    names = (path.name, manifest.fingerprint, f"base-{manifest.fingerprint}" if manifest.kind == "base" else "")
-    return Path(wanted).absolute() == path or any(name.startswith(wanted) for name in names)

@@ -16,6 +16,7 @@ from models.artifacts import Stage
 from models.errors import DamagedArtifact, InputError
 from models.fingerprint import ID_LENGTH
 from tasks.aliases import all_aliases, read_alias
+from tasks.finding import resolve
 from tasks.promoting import promote, rollback
 from tasks.store import ArtifactStore
 from tests.folders import family, name_of, publish
@@ -94,7 +95,7 @@ def test_an_alias_works_where_a_checkpoint_is_asked_for(
 ) -> None:
     assert main(["promote", "dpo", "--alias", "candidate"]) == 0
     assert main(["promote", "candidate"]) == 0
-    assert store.resolve("champion") == store.resolve("dpo")
+    assert resolve(store, "champion") == resolve(store, "dpo")
     assert main(command) == 0
     assert name_of("dpo") in capsys.readouterr().out or command[0] == "verify"
 
@@ -137,7 +138,7 @@ def test_an_alias_whose_checkpoint_is_gone_says_so(store: ArtifactStore, capsys:
     [
         ([], "give either a CHECKPOINT or --rollback"),
         (["sft", "--rollback"], "give either a CHECKPOINT or --rollback"),
-        (["grpo"], "'grpo' matches no checkpoint"),
+        (["grpo"], "'grpo' matches nothing"),
         (["--rollback"], "there is no alias 'champion'"),
         (["sft", "--alias", "dpo"], "'dpo' cannot be an alias"),
         (["sft", "--alias", "../x"], "lower-case letters, digits and dashes"),
@@ -243,7 +244,7 @@ def test_a_broken_alias_is_not_guessed_at(store: ArtifactStore, content: str, sa
     file = store.home / "aliases" / "champion.json"
     file.write_text(content)
     for act in (
-        lambda: store.resolve("champion"),
+        lambda: resolve(store, "champion"),
         lambda: promote(store, "dpo", "champion", print),
         lambda: all_aliases(store.home),
     ):
@@ -267,7 +268,7 @@ def test_an_alias_under_another_name_is_refused(store: ArtifactStore) -> None:
     promote(store, "sft", "champion", print)
     (store.home / "aliases" / "champion.json").rename(store.home / "aliases" / "candidate.json")
     with pytest.raises(DamagedArtifact, match="holds the alias 'champion'"):
-        store.resolve("candidate")
+        resolve(store, "candidate")
 
 
 @pytest.mark.slow

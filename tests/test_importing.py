@@ -14,6 +14,7 @@ from models.errors import InputError
 from models.fingerprint import canonical_json, fingerprint
 from models.recipe import Recipe
 from models.run import RunRecord
+from tasks.finding import resolve
 from tasks.importing import import_folder
 from tasks.store import MANIFEST, ArtifactStore, damage
 from tests.folders import content_of, family, name_of, publish
@@ -96,7 +97,7 @@ def test_a_newest_checkpoint_is_not_the_one_imported_last(store: ArtifactStore, 
         os.utime(made / MANIFEST, (number, number))
     for number in (2, 1):
         import_folder(store, other.folder("checkpoint", name_of("grpo", number)), False, print, print)
-    assert store.resolve("grpo")[0].name == name_of("grpo", 2)
+    assert resolve(store, "grpo")[0].name == name_of("grpo", 2)
 
 
 @pytest.mark.parametrize("harm", DAMAGES, ids=lambda harm: harm.__name__)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from models.artifacts import SCHEMA_VERSION
+from tasks.finding import resolve
 from tasks.lineage import trace, with_ancestors
 from tasks.store import ArtifactStore, damage, read_manifest
 from tests.folders import publish
@@ -25,7 +26,7 @@ def test_every_earlier_layout_has_its_example() -> None:
 
 
 def test_it_is_found_whole(store: ArtifactStore) -> None:
-    path, manifest = store.resolve("sft")
+    path, manifest = resolve(store, "sft")
     assert [damage(folder) for folder in with_ancestors(store, path)] == [[], [], []]
     assert store.find("checkpoint", path.name) == manifest
     (attempt,) = manifest.attempts
@@ -33,12 +34,12 @@ def test_it_is_found_whole(store: ArtifactStore) -> None:
 
 
 def test_its_lineage_is_told(store: ArtifactStore) -> None:
-    node = trace(store, store.resolve("sft")[0])
+    node = trace(store, resolve(store, "sft")[0])
     assert [(parent.role, parent.kind) for parent in node.parents] == [("policy", "base"), ("dataset", "dataset")]
 
 
 def test_what_is_made_from_it_tells_of_its_ancestors(store: ArtifactStore) -> None:
-    sft, manifest = store.resolve("sft")
+    sft, manifest = resolve(store, "sft")
     dpo = publish(store, "dpo", parents={"policy": sft.name})
     told = read_manifest(dpo).ancestors
     assert list(told) == [sft.name, *manifest.parents.values()]
@@ -46,7 +47,7 @@ def test_what_is_made_from_it_tells_of_its_ancestors(store: ArtifactStore) -> No
 
 
 def test_a_change_is_noticed(store: ArtifactStore) -> None:
-    path, manifest = store.resolve("sft")
+    path, manifest = resolve(store, "sft")
     (path / "config.json").write_text("{!}")
     assert "config.json" in damage(path)[0]
     if manifest.digest:

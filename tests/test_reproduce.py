@@ -14,6 +14,7 @@ from models.errors import InputError
 from models.run import RunRecord
 from settings.settings import Settings
 from tasks.files import file_digest, replace_file
+from tasks.finding import resolve
 from tasks.reproducing import check_reproduction
 from tasks.store import MANIFEST, ArtifactStore, read_manifest
 
@@ -35,7 +36,7 @@ def change_weights(folder: Path) -> None:
 
 
 def folder_of(home: Path, stage: str) -> Path:
-    return ArtifactStore(home).resolve(stage)[0]
+    return resolve(ArtifactStore(home), stage)[0]
 
 
 def test_all_stages_come_out_the_same(

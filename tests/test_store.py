@@ -16,6 +16,7 @@ import pytest
 from models.artifacts import SCHEMA_VERSION, Manifest
 from models.errors import DamagedArtifact, InputError
 from models.fingerprint import ID_LENGTH, fingerprint
+from tasks.finding import resolve
 from tasks.store import MANIFEST, ArtifactStore, damage, read_manifest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -280,33 +281,33 @@ def filled(store: ArtifactStore) -> ArtifactStore:
 
 @pytest.mark.parametrize("length", [5, 8, 20])
 def test_the_beginning_of_a_name_finds_it(filled: ArtifactStore, length: int) -> None:
-    path, manifest = filled.resolve(NAME[:length])
+    path, manifest = resolve(filled, NAME[:length])
     assert path.name == NAME
     assert read_manifest(path) == manifest
 
 
 def test_the_beginning_of_a_fingerprint_finds_it(filled: ArtifactStore) -> None:
-    assert filled.resolve(fingerprint(identity_of("dpo", 1))[:12])[0].name == name_of("dpo", 1)
+    assert resolve(filled, fingerprint(identity_of("dpo", 1))[:12])[0].name == name_of("dpo", 1)
 
 
 def test_a_stage_means_its_newest_checkpoint(filled: ArtifactStore) -> None:
-    assert filled.resolve("dpo")[0].name == name_of("dpo", 1)
+    assert resolve(filled, "dpo")[0].name == name_of("dpo", 1)
 
 
 def test_a_folder_finds_itself(filled: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = filled.folder("checkpoint", NAME)
-    assert filled.resolve(str(folder))[0] == folder
+    assert resolve(filled, str(folder))[0] == folder
     monkeypatch.chdir(folder.parent)
-    assert filled.resolve(f"./{NAME}")[0] == folder
+    assert resolve(filled, f"./{NAME}")[0] == folder
 
 
-@pytest.mark.parametrize(("wanted", "rule"), [("d", "matches several checkpoints"), ("grpo", "matches no checkpoint")])
+@pytest.mark.parametrize(("wanted", "rule"), [("d", "matches several folders"), ("grpo", "matches nothing")])
 def test_other_beginnings_are_refused_with_what_there_is(filled: ArtifactStore, wanted: str, rule: str) -> None:
     with pytest.raises(InputError, match=f"'{wanted}' {rule}") as caught:
-        filled.resolve(wanted)
+        resolve(filled, wanted)
     assert name_of("dpo", 1) in str(caught.value)
 
 
 def test_an_empty_root_says_so(store: ArtifactStore) -> None:
     with pytest.raises(InputError, match="none yet; run a recipe first"):
-        store.resolve("sft")
+        resolve(store, "sft")

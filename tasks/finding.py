@@ -1,0 +1,73 @@
+"""What a user means by a word: an alias, a folder, a stage, a name or the beginning of a fingerprint."""
+
+from itertools import islice
+from pathlib import Path
+from typing import get_args
+
+from models.artifacts import Kind, Manifest, Stage
+from models.errors import DamagedArtifact, InputError
+from models.fingerprint import ID_LENGTH
+from tasks.aliases import read_alias
+from tasks.pruned import is_pruned
+from tasks.store import ArtifactStore, damage, read_manifest
+
+_MODELS: tuple[Kind, ...] = ("checkpoint", "base")
+_MOST_NAMED = 10
+
+
+def resolve(store: ArtifactStore, wanted: str, *kinds: Kind) -> tuple[Path, Manifest]:
+    """What a user means by an alias, a folder, a stage (its newest), a name or a fingerprint's beginning.
+
+    Args:
+        store: The artifact root.
+        wanted: The user's word.
+        kinds: What may be meant; default: models, that is checkpoints and base models.
+
+    Raises:
+        InputError: nothing or more than one thing matches.
+        DamagedArtifact: what matches, or the alias, cannot be read.
+    """
+    if alias := read_alias(store.home, wanted):
+        if not store.locate(alias.checkpoint):
+            raise InputError(f"'{wanted}' points to {alias.checkpoint}, which is not in {store.home}; promote anew")
+        wanted = alias.checkpoint
+    folders = [path for kind in kinds or _MODELS for path in store.newest_first(kind)]
+    matches = sorted((path for path in folders if _means(wanted, path)), key=is_pruned)
+    read = ((path, manifest) for path in matches if (manifest := _readable(path)) and _fits(wanted, manifest))
+    found = list(islice(read, 1 if wanted in get_args(Stage) else 2))
+    if len(found) == 1:
+        return found[0]
+    if matches and not found and (problems := damage(matches[0])):
+        raise DamagedArtifact(f"{problems[0]}; run its recipe again to make it anew")
+    names = _listed(matches if found else folders) or "none yet; run a recipe first"
+    rule = "matches several folders" if found else "matches nothing"
+    raise InputError(f"'{wanted}' {rule} in {store.home}; give an alias, a folder or more of a name: {names}")
+
+
+def _readable(path: Path) -> Manifest | None:
+    try:
+        return read_manifest(path)
+    except DamagedArtifact:
+        return None
+
+
+def _means(wanted: str, path: Path) -> bool:
+    """Whether a folder's name agrees with what a user wants, as far as the name goes."""
+    digits = path.name[-ID_LENGTH:]
+    kind = path.parent.name.removesuffix("s")
+    names = {path.name, digits, path.name if kind == "checkpoint" else f"{kind}-{digits}"}
+    return Path(wanted).absolute() == path or any(name.startswith(wanted) or wanted.startswith(name) for name in names)
+
+
+def _fits(wanted: str, manifest: Manifest) -> bool:
+    """Whether the digits of a longer fingerprint than a folder's name has are the manifest's."""
+    beginning = manifest.fingerprint[:ID_LENGTH]
+    return (
+        "/" in wanted or beginning not in wanted or manifest.fingerprint.startswith(wanted[wanted.index(beginning) :])
+    )
+
+
+def _listed(paths: list[Path]) -> str:
+    """The names of folders, the first few of many."""
+    more = f" and {len(paths) - _MOST_NAMED} more" if len(paths) > _MOST_NAMED else ""
+    return ", ".join(path.name for path in paths[:_MOST_NAMED]) + more
