@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.keeping import aliases, import_, promote
-from flows.reading import chat, lineage, print_json, runs, verify
+from flows.lineage import diff, lineage
+from flows.reading import chat, print_json, runs, verify
 from flows.session import configure_prefect, fail, in_prefect
 from models.errors import AlignError, InputError
 
@@ -175,6 +176,7 @@ _COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "resume": _resume,
     "runs": runs,
     "lineage": lineage,
+    "diff": diff,
     "verify": verify,
     "chat": chat,
     "reproduce": _reproduce,

@@ -28,7 +28,8 @@ _PURPOSES = {
     "check": "Check a recipe, its data and this machine without training; say what is there already.",
     "resume": "Go on with a run that did not complete: what is finished is taken, an interrupted stage goes on.",
     "runs": "List the runs, newest first.",
-    "lineage": "Show what a checkpoint is made of, down to base model and datasets.",
+    "lineage": "Show what a folder is made of, down to base model and datasets, or what was made from it.",
+    "diff": "Show what differs between two checkpoints: recipe, data, code, versions, machine and figures.",
     "verify": "Read every file again and compare it with its manifest's digest.",
     "chat": "Talk to a checkpoint.",
     "reproduce": "Train a checkpoint again from its manifest alone, and say whether the weights are the same.",
@@ -54,7 +55,7 @@ def parse_arguments(argv: list[str]) -> Namespace:
         name: group.add_parser(name, help=purpose, description=purpose, formatter_class=layout, allow_abbrev=False)
         for name, purpose in _PURPOSES.items()
     }
-    for name in ("check", "runs", "lineage", "verify", "reproduce", "aliases", "prune", "import"):
+    for name in ("check", "runs", "diff", "verify", "reproduce", "aliases", "prune", "import"):
         commands[name].add_argument("--json", action="store_true", help="print JSON instead of a table")
     for name in {"run", "check"} & set(argv):  # a hundred flags each: only where they are asked for
         _add_recipe(commands[name], name)
@@ -70,13 +71,16 @@ def parse_arguments(argv: list[str]) -> Namespace:
         nargs="?",
         help="beginning or end of a run's name; default: the newest that did not complete",
     )
-    for name in ("lineage", "chat", "reproduce"):
+    for name in ("chat", "reproduce"):
         commands[name].add_argument(
             "checkpoint", metavar="CHECKPOINT", help="an alias, a folder, or the beginning of a name"
         )
     commands["verify"].add_argument(
         "checkpoint", metavar="CHECKPOINT", nargs="?", help="verify it and its ancestors only; default: every artifact"
     )
+    _add_lineage(commands["lineage"])
+    commands["diff"].add_argument("a", metavar="A", help="a checkpoint, as for the other commands")
+    commands["diff"].add_argument("b", metavar="B", help="the one to compare it with")
     _add_chat(commands["chat"])
     _add_promote(commands["promote"])
     _add_prune(commands["prune"])
@@ -92,6 +96,18 @@ def _add_recipe(command: ArgumentParser, name: str) -> None:
     command.description = _RECIPE_DESCRIPTION.format(purpose=_PURPOSES[name], command=name, shipped=shipped)
     command.add_argument("recipe", metavar="RECIPE", help="YAML file or name of a shipped recipe")
     command.set_defaults(flags=RecipeFlags(command))
+
+
+def _add_lineage(command: ArgumentParser) -> None:
+    command.add_argument(
+        "folder", metavar="FOLDER", help="an alias, a folder or the beginning of a name: model, dataset or evaluation"
+    )
+    command.add_argument("--descendants", action="store_true", help="show what was made from it instead")
+    form = command.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print the graph as JSON")
+    form.add_argument("--dot", action="store_true", help="print the graph for Graphviz")
+    form.add_argument("--mermaid", action="store_true", help="print the graph for Mermaid")
+    form.add_argument("--html", metavar="FILE", help="write a page with the graph, where every node opens its card")
 
 
 def _add_chat(command: ArgumentParser) -> None:

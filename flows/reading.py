@@ -1,4 +1,4 @@
-"""The commands that read the artifact root: `align runs`, `lineage`, `verify` and `chat`.
+"""The commands that read the artifact root: `align runs`, `verify` and `chat`.
 
 Heavy imports stay inside the functions.
 """
@@ -29,23 +29,6 @@ def runs(arguments: Namespace) -> int:
         print_json([record.model_dump(mode="json") | {"state": standing(record, home)} for record in records])
     else:
         print_runs([(record, standing(record, home)) for record in records], make_console())
-    return 0
-
-
-def lineage(arguments: Namespace) -> int:
-    """Show what a checkpoint is made of."""
-    from tasks.finding import resolve
-    from tasks.lineage import trace
-
-    store = open_store()
-    path, _ = resolve(store, arguments.checkpoint)
-    node = trace(store, path)
-    if arguments.json:
-        print(node.model_dump_json(indent=2))
-    else:
-        from flows.terminal import make_console, print_lineage
-
-        print_lineage(node, make_console())
     return 0
 
 

@@ -12,13 +12,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 from rich.table import Column, Table
-from rich.tree import Tree
 
 from models.evaluation import EvaluationResult
 from models.reproduction import Reproduction, StageReproduction
 from models.run import RunRecord
 from tasks.forecast import StageForecast
-from tasks.lineage import LineageNode
 from tasks.memory_forecast import MemoryForecast
 from tasks.preflight import Preflight
 from tasks.progress import Progress, listening
@@ -139,8 +137,8 @@ def print_preflight(result: Preflight, console: Console) -> None:
     console.print(
         f"device: {machine.device} ({machine.name}, {machine.cores} cores), precision {result.precision}", markup=False
     )
-    _print_table(("dataset", "rows", "path"), [(data.place, data.rows, data.path) for data in result.datasets], console)
-    _print_table(("stage", "batch", "steps"), [(s.stage, s.batch_size, s.steps) for s in result.stages], console)
+    print_table(("dataset", "rows", "path"), [(data.place, data.rows, data.path) for data in result.datasets], console)
+    print_table(("stage", "batch", "steps"), [(s.stage, s.batch_size, s.steps) for s in result.stages], console)
     kinds = ", ".join(f"{kind} {size / 1e9:.1f}" for kind, size in result.disk.items() if size >= 5e7)
     console.print(f"disk: about {sum(result.disk.values()) / 1e9:.1f} GB at most" + (f" ({kinds})" if kinds else ""))
     for note in result.notes:
@@ -175,7 +173,7 @@ def print_memory(stages: Sequence[MemoryForecast], console: Console) -> None:
         )
         for each in stages
     ]
-    _print_table(headings, rows, console)
+    print_table(headings, rows, console)
     for each in stages:
         if each.verdict == "won't fit":
             console.print(f"{each.footprint.stage}: {_what_fits(each)}", markup=False, highlight=False)
@@ -195,14 +193,7 @@ def _what_fits(stage: MemoryForecast) -> str:
 def print_runs(records: Sequence[tuple[RunRecord, str]], console: Console) -> None:
     """One line per run and where it stands, in the order given."""
     rows = [(record.id, record.recipe_name, stands, record.started, len(record.stages)) for record, stands in records]
-    _print_table(("run", "recipe", "state", "started", "stages"), rows, console)
-
-
-def print_lineage(node: LineageNode, console: Console) -> None:
-    """The checkpoint as a tree, what it was made from below it."""
-    tree = Tree(_label(node))
-    _grow(tree, node)
-    console.print(tree)
+    print_table(("run", "recipe", "state", "started", "stages"), rows, console)
 
 
 def print_reproduction(found: Reproduction, console: Console) -> None:
@@ -211,7 +202,7 @@ def print_reproduction(found: Reproduction, console: Console) -> None:
         (stage.name, _compared(stage), ", ".join(stage.changes) or "-", duration(stage.seconds))
         for stage in found.stages
     ]
-    _print_table(("checkpoint", "weights", "changed since", "time"), rows, console)
+    print_table(("checkpoint", "weights", "changed since", "time"), rows, console)
     verdict = "the same weights, bit for bit" if found.same else "other weights"
     console.print(f"{found.checkpoint}: {verdict}", markup=False, highlight=False)
 
@@ -231,20 +222,8 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def _grow(tree: Tree, node: LineageNode) -> None:
-    for parent in node.parents:
-        _grow(tree.add(_label(parent)), parent)
-
-
-def _label(node: LineageNode) -> str:
-    if node.kind == "missing":
-        return f"[dim]{escape(node.role)}[/] [bold]{escape(node.name)}[/] [red]not in this artifact root[/]"
-    facts = {key: value for key, value in node.origin.items() if isinstance(value, str | int | float)}
-    told = ", ".join(f"{key} {value}" for key, value in facts.items()) if node.kind in ("base", "dataset") else ""
-    return f"[dim]{escape(node.role)}[/] [bold]{escape(node.name)}[/] {node.created[:16]} [dim]{escape(told)}[/]"
-
-
-def _print_table(headings: Sequence[str], rows: Sequence[Sequence[Any]], console: Console) -> None:
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[Any]], console: Console) -> None:
+    """A plain table."""
     table = Table(*(Column(heading, overflow="fold") for heading in headings))
     for row in rows:
         table.add_row(*(escape(str(cell)) for cell in row))

@@ -36,11 +36,9 @@ class Sample(Contract):
     """The row's kind."""
 
 
-class EvaluationResult(Contract):
-    """What one model does on the held-out rows. Measures that do not apply to it are missing."""
+class HeldOutFigures(Contract):
+    """What some model does on the held-out rows. Measures that do not apply to it are missing."""
 
-    checkpoint: Checkpoint
-    """The model judged."""
     exact_match: Estimate | None = None
     """Share of prompts whose greedy reply the verifier accepts."""
     exact_match_by_kind: dict[str, Estimate] = {}
@@ -66,3 +64,10 @@ class EvaluationResult(Contract):
         by_kind = {f"exact_match/{kind}": figure for kind, figure in self.exact_match_by_kind.items()}
         by_kind |= {f"preference_accuracy/{kind}": figure for kind, figure in self.preference_accuracy_by_kind.items()}
         return {name: figure for name, figure in overall.items() if figure} | by_kind
+
+
+class EvaluationResult(HeldOutFigures):
+    """What one model does on the held-out rows."""
+
+    checkpoint: Checkpoint
+    """The model judged."""

@@ -1,72 +1,108 @@
-"""What a checkpoint is made of: its manifest's parents, and theirs, down to the base model and the datasets."""
+"""What a folder is made of, down to base model and datasets, and what was made from it."""
 
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
 
-from models.artifacts import Kind
-from models.contract import Contract
-from models.errors import DamagedArtifact
+from models.artifacts import Ancestor, Kind, Manifest
+from models.errors import DamagedArtifact, InputError
+from models.lineage import FolderState, LineageGraph, LineageNode
+from tasks.finding import resolve
+from tasks.index import Entry, Index
+from tasks.pruned import is_pruned
 from tasks.store import ArtifactStore, read_manifest
 
-_KINDS: tuple[Kind, ...] = ("checkpoint", "base", "dataset", "evaluation")
+KINDS: tuple[Kind, ...] = ("checkpoint", "base", "dataset", "evaluation")
+"""All kinds of folders, what people mostly ask for first."""
 
 
-class LineageNode(Contract):
-    """One artifact and everything that it was made from."""
-
-    role: str
-    """What its child used it as: `policy`, `reward_model`, `dataset`, …; `checkpoint` at the top."""
-    name: str
-    """Name of its folder."""
-    kind: Kind | Literal["missing"]
-    """What the folder holds; `missing`: it is not in this artifact root (any more)."""
-    fingerprint: str = ""
-    """All 64 digits; empty where the folder is missing."""
-    created: str = ""
-    """UTC time, ISO 8601."""
-    origin: dict[str, Any] = {}
-    """Where the content came from."""
-    metrics: dict[str, float] = {}
-    """Figures measured while making it."""
-    parents: tuple["LineageNode", ...] = ()
-    """What it was made from, in the order of the manifest."""
+def ancestry(store: ArtifactStore, path: Path) -> LineageGraph:
+    """Follow the parents of a finished folder to their ends; of those that are gone, their children tell."""
+    told: dict[str, Ancestor] = {}
+    nodes: dict[str, LineageNode] = {}
+    waiting = [path.name]
+    for name in waiting:
+        if name in nodes:
+            continue
+        place = path if name == path.name else store.locate(name)
+        nodes[name] = _node(name, place, told)
+        waiting += nodes[name].parents.values()
+    return LineageGraph(root=path.name, direction="ancestors", nodes=nodes)
 
 
-def trace(store: ArtifactStore, path: Path, role: str = "checkpoint") -> LineageNode:
-    """Follow the parents of a finished folder to their ends.
+def descent(store: ArtifactStore, wanted: str) -> LineageGraph:
+    """Everything that was made from what a user means, which may be gone itself.
 
     Raises:
-        DamagedArtifact: a manifest on the way cannot be read.
+        InputError: nothing or more than one thing matches, here and in what manifests tell of.
     """
-    manifest = read_manifest(path)
-    return LineageNode(
-        role=role,
-        name=path.name,
-        kind=manifest.kind,
-        fingerprint=manifest.fingerprint,
-        created=manifest.created,
-        origin=manifest.origin,
-        metrics=manifest.metrics,
-        parents=tuple(_trace_parent(store, role, name) for role, name in manifest.parents.items()),
-    )
+    with Index(store.home) as index:
+        root = _known(store, index, wanted)
+        nodes = {root.name: _of_entry(root)}
+        nodes |= {entry.name: _of_entry(entry) for entry in index.descendants(root.name)}
+    return LineageGraph(root=root.name, direction="descendants", nodes=nodes)
 
 
 def with_ancestors(store: ArtifactStore, path: Path) -> list[Path]:
     """The folder and those of all its ancestors, each once; also where they are missing or damaged."""
-    found = [path]
-    with suppress(DamagedArtifact):
-        for name in read_manifest(path).parents.values():
-            found += with_ancestors(store, store.locate(name) or store.home / name)
-    return list(dict.fromkeys(found))
+    names = ancestry(store, path).nodes
+    return [path if name == path.name else store.locate(name) or store.home / name for name in names]
 
 
 def all_folders(store: ArtifactStore) -> list[Path]:
     """Every folder that should be finished, those with an unreadable manifest included."""
-    places = [store.folder(kind, "any").parent for kind in _KINDS]
+    places = [store.folder(kind, "any").parent for kind in KINDS]
     return [path for place in places if place.is_dir() for path in sorted(place.glob("[!.]*")) if path.is_dir()]
 
 
-def _trace_parent(store: ArtifactStore, role: str, name: str) -> LineageNode:
-    path = store.locate(name)
-    return trace(store, path, role) if path else LineageNode(role=role, name=name, kind="missing")
+def edges(graph: LineageGraph) -> Iterator[tuple[str, str, str]]:
+    """Child, role and parent of every hand-over between folders of the graph."""
+    for node in graph.nodes.values():
+        for role, parent in node.parents.items():
+            if parent in graph.nodes:
+                yield node.name, role, parent
+
+
+def _node(name: str, place: Path | None, told: dict[str, Ancestor]) -> LineageNode:
+    """What is known of a folder: by its manifest, which also adds to what is told of others, or by what is told."""
+    state: FolderState = "damaged" if place else "missing"
+    with suppress(DamagedArtifact):
+        if place:
+            manifest = read_manifest(place)
+            for ancestor, said in manifest.ancestors.items():
+                told.setdefault(ancestor, said)
+            return _described(name, "pruned" if is_pruned(place) else "there", manifest)
+    return _described(name, state, told[name]) if name in told else LineageNode(name=name, state=state)
+
+
+def _described(name: str, state: FolderState, said: Manifest | Ancestor) -> LineageNode:
+    here = {"run": said.run, "metrics": said.metrics} if isinstance(said, Manifest) else {}
+    return LineageNode(
+        name=name,
+        state=state,
+        kind=said.kind,
+        stage=str(said.identity.get("stage", "")),
+        fingerprint=said.fingerprint,
+        created=said.created,
+        parents=said.parents,
+        origin=said.origin,
+        **here,
+    )
+
+
+def _known(store: ArtifactStore, index: Index, wanted: str) -> Entry:
+    """The folder that a user means, or the one that is gone and that manifests tell of."""
+    gone = [entry for entry in index.matching(wanted) if not entry.path]
+    try:
+        path, _ = resolve(store, wanted, *KINDS)
+    except InputError:
+        if len(gone) != 1:
+            raise
+        return gone[0]
+    return index.get(path.name) or Entry(path.name)
+
+
+def _of_entry(entry: Entry) -> LineageNode:
+    state: FolderState = "missing" if not entry.path else "pruned" if is_pruned(entry.path) else "there"
+    fields = {name: getattr(entry, name) for name in LineageNode.model_fields if name != "state"}
+    return LineageNode(state=state, **fields)

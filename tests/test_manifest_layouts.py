@@ -7,7 +7,7 @@ import pytest
 
 from models.artifacts import SCHEMA_VERSION
 from tasks.finding import resolve
-from tasks.lineage import trace, with_ancestors
+from tasks.lineage import ancestry, with_ancestors
 from tasks.store import ArtifactStore, damage, read_manifest
 from tests.folders import publish
 
@@ -34,8 +34,13 @@ def test_it_is_found_whole(store: ArtifactStore) -> None:
 
 
 def test_its_lineage_is_told(store: ArtifactStore) -> None:
-    node = trace(store, resolve(store, "sft")[0])
-    assert [(parent.role, parent.kind) for parent in node.parents] == [("policy", "base"), ("dataset", "dataset")]
+    graph = ancestry(store, resolve(store, "sft")[0])
+    assert [(node.kind, node.state) for node in graph.nodes.values()] == [
+        ("checkpoint", "there"),
+        ("base", "there"),
+        ("dataset", "there"),
+    ]
+    assert list(graph.nodes[graph.root].parents) == ["policy", "dataset"]
 
 
 def test_what_is_made_from_it_tells_of_its_ancestors(store: ArtifactStore) -> None:

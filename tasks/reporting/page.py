@@ -56,7 +56,7 @@ def render_report(record: RunRecord, curves: dict[str, list[dict[str, float]]], 
     measured = metric_charts(record)
     figures = {chart.id: chart.figure for chart in chain(measured, *(section.charts for section in sections))}
     return (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             record=record,
@@ -156,7 +156,8 @@ def _capitalised(sentence: str) -> str:
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Where the templates of all pages come from, with what they need."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
