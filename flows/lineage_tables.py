@@ -1,6 +1,7 @@
 """What people see of lineage in the terminal: the tree of a folder, and what differs between two checkpoints."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -12,6 +13,7 @@ from models.lineage import Difference, HeldOutFigure, LineageGraph, LineageNode
 from tasks.lineage import edges
 from tasks.lineage_text import title
 
+_LENGTH_OF_A_DIGEST = 64
 _MOST_SHOWN = 200
 """Folders in a tree; more than that is a matter for `--json`."""
 
@@ -57,8 +59,7 @@ def print_difference(found: Difference, console: Console) -> None:
 
 def _label(node: LineageNode, role: str) -> str:
     state = "" if node.state == "there" else f" [red]{_STATES[node.state]}[/]"
-    facts = {key: value for key, value in node.origin.items() if isinstance(value, str | int | float)}
-    told = ", ".join(f"{key} {value}" for key, value in facts.items()) if node.kind in ("base", "dataset") else ""
+    told = ", ".join(_source(node)) if node.kind in ("base", "dataset") else ""
     when = f" {node.created[:16]}" if node.created else ""
     return f"{_role(role)}[bold]{escape(node.name)}[/]{when}{state} [dim]{escape(told)}[/]"
 
@@ -70,14 +71,20 @@ _STATES = {
 }
 
 
+def _source(node: LineageNode) -> Iterator[str]:
+    """Where the content came from; digests of files are for `--json`."""
+    for key, value in node.origin.items():
+        if isinstance(value, str | int | float) and len(str(value)) < _LENGTH_OF_A_DIGEST:
+            yield f"{key} {value}"
+
+
 def _role(role: str) -> str:
     return f"[dim]{escape(role)}[/] " if role else ""
 
 
 def _counted(graph: LineageGraph) -> str:
     """How many of which kind were made from the root."""
-    kinds = [title(node) for node in graph.nodes.values() if node.name != graph.root]
-    counts = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
+    counts = Counter(title(node) for node in graph.nodes.values() if node.name != graph.root)
     told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     return f"made from {graph.root}: {told or 'nothing'}"
 

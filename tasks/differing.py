@@ -97,8 +97,6 @@ def _attempts(manifest: Manifest) -> Facts:
         "count": len(tried),
         "outcomes": [each.outcome for each in tried],
         "micro_batch": [each.per_device_train_batch_size for each in last],
-        "seconds": round(sum(each.seconds for each in tried), 1),
-        "peak_memory_bytes": max((each.peak_memory_bytes for each in tried), default=0),
     }
 
 

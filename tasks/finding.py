@@ -1,5 +1,6 @@
 """What a user means by a word: an alias, a folder, a stage, a name or the beginning of a fingerprint."""
 
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import get_args
@@ -9,7 +10,7 @@ from models.errors import DamagedArtifact, InputError
 from models.fingerprint import ID_LENGTH
 from tasks.aliases import read_alias
 from tasks.pruned import is_pruned
-from tasks.store import ArtifactStore, damage, read_manifest
+from tasks.store import MANIFEST, ArtifactStore, damage, read_manifest
 
 _MODELS: tuple[Kind, ...] = ("checkpoint", "base")
 _MOST_NAMED = 10
@@ -31,17 +32,25 @@ def resolve(store: ArtifactStore, wanted: str, *kinds: Kind) -> tuple[Path, Mani
         if not store.locate(alias.checkpoint):
             raise InputError(f"'{wanted}' points to {alias.checkpoint}, which is not in {store.home}; promote anew")
         wanted = alias.checkpoint
-    folders = [path for kind in kinds or _MODELS for path in store.newest_first(kind)]
-    matches = sorted((path for path in folders if _means(wanted, path)), key=is_pruned)
+    kinds = kinds or _MODELS
+    matches = [path for kind in kinds for path in store.newest_first(kind, partial(_means, wanted, kind))]
+    matches = sorted(matches, key=is_pruned) or [place for kind in kinds if (place := _place(store, wanted, kind))]
     read = ((path, manifest) for path in matches if (manifest := _readable(path)) and _fits(wanted, manifest))
     found = list(islice(read, 1 if wanted in get_args(Stage) else 2))
     if len(found) == 1:
         return found[0]
     if matches and not found and (problems := damage(matches[0])):
         raise DamagedArtifact(f"{problems[0]}; run its recipe again to make it anew")
-    names = _listed(matches if found else folders) or "none yet; run a recipe first"
+    there = matches if found else [path for kind in kinds for path in store.newest_first(kind)]
+    names = _listed(there) or "none yet; run a recipe first"
     rule = "matches several folders" if found else "matches nothing"
     raise InputError(f"'{wanted}' {rule} in {store.home}; give an alias, a folder or more of a name: {names}")
+
+
+def _place(store: ArtifactStore, wanted: str, kind: Kind) -> Path | None:
+    """The finished folder of that kind that a user names by its path."""
+    path = Path(wanted).absolute()
+    return path if path == store.folder(kind, path.name) and (path / MANIFEST).exists() else None
 
 
 def _readable(path: Path) -> Manifest | None:
@@ -51,20 +60,18 @@ def _readable(path: Path) -> Manifest | None:
         return None
 
 
-def _means(wanted: str, path: Path) -> bool:
+def _means(wanted: str, kind: Kind, name: str) -> bool:
     """Whether a folder's name agrees with what a user wants, as far as the name goes."""
-    digits = path.name[-ID_LENGTH:]
-    kind = path.parent.name.removesuffix("s")
-    names = {path.name, digits, path.name if kind == "checkpoint" else f"{kind}-{digits}"}
-    return Path(wanted).absolute() == path or any(name.startswith(wanted) or wanted.startswith(name) for name in names)
+    digits = name[-ID_LENGTH:]
+    names = (name, digits) if kind == "checkpoint" else (name, f"{kind}-{digits}")
+    return any(each.startswith(wanted) or wanted.startswith(each) for each in names)
 
 
 def _fits(wanted: str, manifest: Manifest) -> bool:
     """Whether the digits of a longer fingerprint than a folder's name has are the manifest's."""
     beginning = manifest.fingerprint[:ID_LENGTH]
-    return (
-        "/" in wanted or beginning not in wanted or manifest.fingerprint.startswith(wanted[wanted.index(beginning) :])
-    )
+    _, found, rest = wanted.partition(beginning)
+    return "/" in wanted or not found or manifest.fingerprint.startswith(found + rest)
 
 
 def _listed(paths: list[Path]) -> str:

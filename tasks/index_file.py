@@ -1,7 +1,6 @@
 """The file behind the index of manifests: brought up to date, rebuilt where damaged, done without where locked."""
 
 import json
-import os
 import sqlite3
 from collections.abc import Iterable
 from contextlib import closing, suppress
@@ -10,7 +9,7 @@ from typing import get_args
 
 from models.artifacts import Ancestor, Kind, Manifest
 from models.errors import DamagedArtifact
-from tasks.store import MANIFEST, ArtifactStore, read_manifest
+from tasks.store import ArtifactStore, read_manifest
 
 INDEX = Path(".cache", "manifests.sqlite3")
 """Where the index lies in an artifact root."""
@@ -64,12 +63,18 @@ def _copied_to_memory(home: Path, state: State) -> sqlite3.Connection:
     database = sqlite3.connect(":memory:", isolation_level=None)
     try:
         with closing(sqlite3.connect(f"{(home / INDEX).as_uri()}?mode=ro", uri=True)) as file:
-            file.backup(database)
+            file.backup(database, progress=_give_up_where_locked)
         _update(database, home, state)
     except sqlite3.DatabaseError:
         database.close()
         return rebuilt_in_memory(home)
     return database
+
+
+def _give_up_where_locked(status: int, remaining: int, total: int) -> None:
+    """Left alone, `backup` would ask again for ever."""
+    if status in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        raise sqlite3.OperationalError("another process writes the index")
 
 
 def rebuilt_in_memory(home: Path) -> sqlite3.Connection:
@@ -81,16 +86,13 @@ def rebuilt_in_memory(home: Path) -> sqlite3.Connection:
 
 def _scan(home: Path) -> State:
     """Every manifest of a finished folder."""
-    found: State = {}
-    for kind in get_args(Kind):
-        place = ArtifactStore(home).folder(kind, "any").parent
-        with suppress(OSError), os.scandir(place) as folders:
-            for folder in folders:
-                if not folder.name.startswith("."):
-                    with suppress(OSError):  # none there, or just moved away
-                        status = os.stat(f"{folder.path}/{MANIFEST}")  # noqa: PTH116 - three times as fast
-                        found[f"{place.name}/{folder.name}"] = (status.st_mtime_ns, status.st_size)
-    return found
+    store = ArtifactStore(home)
+    places = {kind: store.folder(kind, "any").parent.name for kind in get_args(Kind)}
+    return {
+        f"{place}/{name}": (status.st_mtime_ns, status.st_size)
+        for kind, place in places.items()
+        for name, status in store.finished(kind)
+    }
 
 
 def _update(database: sqlite3.Connection, home: Path, state: State) -> None:

@@ -16,6 +16,10 @@ KINDS: tuple[Kind, ...] = ("checkpoint", "base", "dataset", "evaluation")
 """All kinds of folders, what people mostly ask for first."""
 
 
+_SHARED = LineageNode.model_fields.keys() & set(Entry.__slots__)
+"""What the index knows of a folder just as a node tells it."""
+
+
 def ancestry(store: ArtifactStore, path: Path) -> LineageGraph:
     """Follow the parents of a finished folder to their ends; of those that are gone, their children tell."""
     told: dict[str, Ancestor] = {}
@@ -104,5 +108,4 @@ def _known(store: ArtifactStore, index: Index, wanted: str) -> Entry:
 
 def _of_entry(entry: Entry) -> LineageNode:
     state: FolderState = "missing" if not entry.path else "pruned" if is_pruned(entry.path) else "there"
-    fields = {name: getattr(entry, name) for name in LineageNode.model_fields if name != "state"}
-    return LineageNode(state=state, **fields)
+    return LineageNode(state=state, **{name: getattr(entry, name) for name in _SHARED})

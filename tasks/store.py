@@ -10,6 +10,7 @@
 A finished folder appears by one rename, so there is no moment at which half of one could be taken for a whole.
 """
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -186,10 +187,18 @@ class ArtifactStore:
         path = self._locks / f"{name}.holder"
         return (path.exists() and path.read_text()) or "another process"
 
-    def newest_first(self, kind: Kind) -> list[Path]:
-        """All finished folders of a kind by the time that they were made."""
-        found = self.home.glob(f"{_FOLDERS[kind]}/[!.]*/{MANIFEST}")
-        return [path.parent for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]
+    def finished(self, kind: Kind) -> Iterator[tuple[str, os.stat_result]]:
+        """The name of every finished folder of a kind, in no order, and what the system says of its manifest."""
+        with suppress(OSError), os.scandir(self.folder(kind, "any").parent) as folders:
+            for folder in folders:
+                if not folder.name.startswith("."):
+                    with suppress(OSError):  # none there, or just moved away
+                        yield folder.name, os.stat(f"{folder.path}/{MANIFEST}")  # noqa: PTH116 - thrice as fast
+
+    def newest_first(self, kind: Kind, wanted: Callable[[str], bool] = bool) -> list[Path]:
+        """The finished folders of a kind whose names are wanted, by the time that they were made."""
+        found = [(status.st_mtime_ns, name) for name, status in self.finished(kind) if wanted(name)]
+        return [self.folder(kind, name) for _, name in sorted(found, reverse=True)]
 
     def manifests(self, kind: Kind) -> Iterator[tuple[Path, Manifest]]:
         """All finished folders of a kind with their manifests, newest first; unreadable ones are left out."""

@@ -17,8 +17,8 @@ from tasks.store import ArtifactStore, read_manifest
 _MOST_DRAWN = 200
 """Nodes of one drawing, the nearest ones; more would be a wall, not a picture."""
 _TOLD_ELSEWHERE = ("origin", "versions", "stage", "parents")
-_WIDTH, _HEIGHT = 216, 60
-_ACROSS, _DOWN = 300, 92
+_WIDTH, _HEIGHT = 224, 60
+_ACROSS, _DOWN = 296, 92
 """From one node to the next, in the drawing's own units."""
 
 
@@ -138,7 +138,8 @@ def _card(node: LineageNode, manifest: Manifest | None) -> dict[str, dict[str, A
             "Machine": dict(manifest.machine),
             "Files": {entry.path: f"{entry.sha256}, {entry.size_bytes} bytes" for entry in manifest.files},
         }
-    return {name: facts for name, facts in sections.items() if facts}
+    told = {name: {key: value for key, value in facts.items() if value is not None} for name, facts in sections.items()}
+    return {name: facts for name, facts in told.items() if facts}
 
 
 def _attempt(each: Any) -> str:
