@@ -1,23 +1,32 @@
 """The report of a run as a Prefect task: one HTML file, and the same in short as Prefect artifacts."""
 
 import json
+from base64 import b64encode
 from pathlib import Path
 
 from prefect import task
-from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.artifacts import (
+    create_image_artifact,
+    create_link_artifact,
+    create_markdown_artifact,
+    create_table_artifact,
+)
 from prefect.cache_policies import NO_CACHE
 
 from models.artifacts import Checkpoint, Manifest
 from models.evaluation import EvaluationResult
+from models.lineage import LineageGraph
 from models.run import RunRecord, StageOutcome
 from tasks.execution import Execution
 from tasks.files import replace_file
+from tasks.lineage import ancestry
 from tasks.progress import Progress, announce
 from tasks.provenance import without_folders
-from tasks.reporting.page import render_report
+from tasks.reporting.lineage_page import render_drawing, render_lineage
+from tasks.reporting.page import LINEAGE_PAGE, render_report
 from tasks.reporting.verdict import verdict
 from tasks.run_record import release_run, save_run
-from tasks.store import read_manifest, utc_now
+from tasks.store import ArtifactStore, read_manifest, utc_now
 from tasks.telling import publish
 
 
@@ -48,11 +57,18 @@ def report(
     curves: dict[str, list[dict[str, float]]] = {checkpoint.stage: _history(checkpoint) for checkpoint in checkpoints}
     shown = finished.model_copy(update={"recipe": without_folders(finished.recipe)})
     replace_file(path, render_report(shown, curves, manifests | _dataset_manifests(manifests, home)))
+    lineage = ancestry(ArtifactStore(home), _last_policy(checkpoints).path)
+    replace_file(path.with_name(LINEAGE_PAGE), render_lineage(ArtifactStore(home), lineage))
     save_run(finished, home)
     release_run(run.id)
     _show(finished, path)
+    _show_lineage(lineage, path.with_name(LINEAGE_PAGE))
     announce(Progress(stage=f"report-{run.id}", phase="completed"))
     return finished
+
+
+def _last_policy(checkpoints: list[Checkpoint]) -> Checkpoint:
+    return [checkpoint for checkpoint in checkpoints if checkpoint.stage != "reward"][-1]
 
 
 def _outcome(checkpoint: Checkpoint, manifest: Manifest, run: RunRecord) -> StageOutcome:
@@ -85,4 +101,18 @@ def _show(run: RunRecord, path: Path) -> None:
     publish(create_table_artifact, rows, key="held-out-figures", description=f"Figures of {run.id} with 95 % intervals")
     publish(
         create_link_artifact, path.as_uri(), link_text="report.html", key="report", description=f"Report of {run.id}"
+    )
+
+
+def _show_lineage(lineage: LineageGraph, page: Path) -> None:
+    """The graph as an image, which the Prefect UI shows, and the link to the page where its nodes open their cards."""
+    drawing = b64encode(render_drawing(lineage).encode()).decode()
+    publish(
+        create_image_artifact,
+        f"data:image/svg+xml;base64,{drawing}",
+        key="lineage",
+        description=f"What {lineage.root} is made of",
+    )
+    publish(
+        create_link_artifact, page.as_uri(), link_text=page.name, key="lineage-page", description="The graph with cards"
     )

@@ -19,8 +19,10 @@ from prefect.artifacts import (
 from prefect.logging import get_run_logger
 
 from models.artifacts import Manifest
+from tasks.assets import materialized
 from tasks.core.plan import TrainingPlan
 from tasks.progress import Progress, announce
+from tasks.store import ArtifactStore
 
 _SECONDS_BETWEEN_UPDATES = 5.0
 _SECONDS_OF_SILENCE = 120.0
@@ -106,6 +108,7 @@ class Teller:
         if self._progress_id:
             publish(update_progress_artifact, self._progress_id, progress=100.0)
         self._show(path, manifest)
+        publish(materialized, ArtifactStore(path.parents[1]), path.name, manifest)
 
     def _show(self, path: Path, manifest: Manifest) -> None:
         """A model's card, figures and folder in the Prefect UI."""
@@ -113,7 +116,7 @@ class Teller:
             return
         rows = [{"metric": name, "value": f"{value:.6g}"} for name, value in manifest.metrics.items()]
         publish(create_link_artifact, path.as_uri(), link_text=path.name, key=f"folder-{self._name}")
-        publish(create_markdown_artifact, _card(self._name, manifest), key=f"checkpoint-{self._name}")
+        publish(create_markdown_artifact, _card(self._name, path, manifest), key=f"checkpoint-{self._name}")
         publish(create_table_artifact, rows, key=f"metrics-{self._name}", description=f"Figures of {self._name}")
 
     def _say(self, level: str, message: str) -> None:
@@ -143,9 +146,12 @@ def _describe(progress: Progress) -> str:
     return ", ".join([progress.phase + step, *figures, *left])
 
 
-def _card(name: str, manifest: Manifest) -> str:
-    """What the model is made of, as markdown."""
-    parents = "\n".join(f"- {role}: `{parent}`" for role, parent in manifest.parents.items())
+def _card(name: str, path: Path, manifest: Manifest) -> str:
+    """What the model is made of, as markdown, with links to the folders of its parents and of the run that made it."""
+    store = ArtifactStore(path.parents[1])
+    places = {parent: store.locate(parent) for parent in manifest.parents.values()}
+    parents = "\n".join(f"- {role}: {_link(parent, places[parent])}" for role, parent in manifest.parents.items())
+    run = _link(manifest.run, store.home / "runs" / manifest.run) if manifest.run else "unknown"
     attempts = "\n".join(
         f"| {attempt.per_device_train_batch_size} x {attempt.gradient_accumulation_steps} | {attempt.outcome} "
         f"| {attempt.resumed_from_step} to {attempt.reached_step} | {attempt.peak_memory_bytes / 1e9:.2f} "
@@ -153,7 +159,11 @@ def _card(name: str, manifest: Manifest) -> str:
         for attempt in manifest.attempts
     )
     return (
-        f"# {name}\n\nFingerprint `{manifest.fingerprint}`\n\n## Made from\n\n{parents}\n\n"
+        f"# {name}\n\nFingerprint `{manifest.fingerprint}`\n\nMade by run {run}\n\n## Made from\n\n{parents}\n\n"
         "## Attempts\n\n| batch x accumulation | outcome | steps | peak GB | seconds | cause |\n"
         f"|---|---|---|---|---|---|\n{attempts}\n"
     )
+
+
+def _link(name: str, folder: Path | None) -> str:
+    return f"[{name}]({folder.as_uri()})" if folder and folder.is_dir() else f"`{name}`"

@@ -21,6 +21,9 @@ SHOWN_SAMPLES = 12
 LISTED_SAMPLES = 300
 """Rows of sample replies on the page at most."""
 
+LINEAGE_PAGE = "lineage.html"
+"""Name of the page with the graph of the run's last policy, beside the report."""
+
 STATE_MARKS: dict[RunState, str] = {"running": "…", "completed": "✓", "failed": "✗", "cancelled": "■", "crashed": "✗"}
 
 
@@ -69,6 +72,7 @@ def render_report(record: RunRecord, curves: dict[str, list[dict[str, float]]], 
             figures=figures,
             plotly_js=_plotly_js() if figures else "",
             lineage=_lineage(manifests),
+            lineage_page=LINEAGE_PAGE if record.state == "completed" else "",
             recipe_yaml=yaml.safe_dump(record.recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
             **_metrics(record),
             **_samples(record),
