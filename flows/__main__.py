@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.keeping import aliases, import_, promote
 from flows.lineage import diff, lineage
+from flows.publishing import export
 from flows.reading import chat, print_json, runs, verify
 from flows.session import configure_prefect, fail, in_prefect
 from models.errors import AlignError, InputError
@@ -183,6 +184,7 @@ _COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "promote": promote,
     "aliases": aliases,
     "import": import_,
+    "export": export,
     "forget": _forget,
 }
 

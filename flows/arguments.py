@@ -5,6 +5,7 @@ from typing import get_args
 
 from models.aliases import CHAMPION
 from models.artifacts import Stage
+from models.publishing import Dtype, Weights
 from settings.recipes import FlagParser, RecipeFlags, shipped_recipes
 
 _DESCRIPTION = """\
@@ -30,13 +31,14 @@ _PURPOSES = {
     "runs": "List the runs, newest first.",
     "lineage": "Show what a folder is made of, down to base model and datasets, or what was made from it.",
     "diff": "Show what differs between two checkpoints: recipe, data, code, versions, machine and figures.",
-    "verify": "Read every file again and compare it with its manifest's digest.",
+    "verify": "Read every file again and compare it with its manifest's digest, or an exported folder's with its own.",
     "chat": "Talk to a checkpoint.",
     "reproduce": "Train a checkpoint again from its manifest alone, and say whether the weights are the same.",
     "promote": "Point an alias to a checkpoint, once every byte of that has been verified, or back.",
     "aliases": "List the aliases with their history.",
     "prune": "Say what nobody needs any more and what space that takes; with --yes, remove it.",
     "import": "Take in a finished folder that was copied from another machine or artifact root.",
+    "export": "Write a checkpoint as a folder for others, with model card, bill of materials and digests.",
     "forget": "Forget which micro-batches fitted into memory: the next runs try the largest ones again.",
 }
 
@@ -55,7 +57,7 @@ def parse_arguments(argv: list[str]) -> Namespace:
         name: group.add_parser(name, help=purpose, description=purpose, formatter_class=layout, allow_abbrev=False)
         for name, purpose in _PURPOSES.items()
     }
-    for name in ("check", "runs", "diff", "verify", "reproduce", "aliases", "prune", "import"):
+    for name in ("check", "runs", "diff", "verify", "reproduce", "aliases", "prune", "import", "export"):
         commands[name].add_argument("--json", action="store_true", help="print JSON instead of a table")
     for name in {"run", "check"} & set(argv):  # a hundred flags each: only where they are asked for
         _add_recipe(commands[name], name)
@@ -71,13 +73,17 @@ def parse_arguments(argv: list[str]) -> Namespace:
         nargs="?",
         help="beginning or end of a run's name; default: the newest that did not complete",
     )
-    for name in ("chat", "reproduce"):
+    for name in ("chat", "reproduce", "export"):
         commands[name].add_argument(
             "checkpoint", metavar="CHECKPOINT", help="an alias, a folder, or the beginning of a name"
         )
     commands["verify"].add_argument(
-        "checkpoint", metavar="CHECKPOINT", nargs="?", help="verify it and its ancestors only; default: every artifact"
+        "checkpoint",
+        metavar="CHECKPOINT",
+        nargs="?",
+        help="verify it and its ancestors only, or an exported folder; default: every artifact",
     )
+    commands["verify"].add_argument("--key", metavar="FILE", help="public key that an exported folder was signed for")
     _add_lineage(commands["lineage"])
     commands["diff"].add_argument("a", metavar="A", help="a checkpoint, as for the other commands")
     commands["diff"].add_argument("b", metavar="B", help="the one to compare it with")
@@ -85,6 +91,7 @@ def parse_arguments(argv: list[str]) -> Namespace:
     _add_promote(commands["promote"])
     _add_prune(commands["prune"])
     _add_import(commands["import"])
+    _add_export(commands["export"])
     parsed, extras = parser.parse_known_args(argv)
     commands[parsed.command].refuse_unknown(extras)
     return parsed
@@ -144,6 +151,22 @@ def _add_import(command: ArgumentParser) -> None:
     command.add_argument(
         "--ancestors", action="store_true", help="take those of its ancestors, too, that lie beside it in its root"
     )
+
+
+def _add_export(command: ArgumentParser) -> None:
+    command.add_argument("folder", metavar="DIR", help="folder to write; must not exist, or be empty")
+    command.add_argument(
+        "--weights",
+        choices=get_args(Weights),
+        default="merged",
+        help="the whole model, the last stage's adapter alone, or one GGUF file (default: merged)",
+    )
+    command.add_argument("--dtype", choices=get_args(Dtype), help="number format of the weights; default: as published")
+    command.add_argument("--sign", metavar="KEY", help="sign the folder with this private elliptic-curve key (PEM)")
+    command.add_argument(
+        "--push", metavar="REPO", help="upload the folder to this hub repository, private if it is new"
+    )
+    command.add_argument("--public", action="store_true", help="let everybody see the repository of --push")
 
 
 def _positive(text: str) -> int:

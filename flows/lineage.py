@@ -61,9 +61,8 @@ def _graph(store: "ArtifactStore", arguments: Namespace) -> "LineageGraph":
 
 
 def _write_page(store: "ArtifactStore", graph: "LineageGraph", file: Path) -> int:
-    from tasks.reporting.lineage_page import render_lineage
-
     from tasks.files import replace_file
+    from tasks.reporting.lineage_page import render_lineage
 
     if file.is_dir():
         raise InputError(f"--html: {file} is a folder; give the name of a file")

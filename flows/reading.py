@@ -33,13 +33,18 @@ def runs(arguments: Namespace) -> int:
 
 
 def verify(arguments: Namespace) -> int:
-    """Read artifacts again and name every damaged file; 1 where there is one."""
+    """Read artifacts or an exported folder again and name every damaged file; 1 where there is one."""
+    from flows.publishing import is_export, verify_export
     from tasks.finding import resolve
     from tasks.lineage import all_folders, with_ancestors
     from tasks.store import damage
 
-    store = open_store()
     wanted = arguments.checkpoint
+    if wanted and is_export(wanted):
+        return verify_export(arguments)
+    if arguments.key:
+        raise InputError(f"--key: {wanted or 'the artifact root'} is no exported folder; name one, or leave --key out")
+    store = open_store()
     folders = with_ancestors(store, resolve(store, wanted)[0]) if wanted else all_folders(store)
     if not folders:
         raise InputError(f"there is nothing to verify in {store.home}; is ALIGN_HOME right?")

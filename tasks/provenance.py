@@ -1,8 +1,5 @@
 """What a manifest says of where and with what something was made. No paths, no user names, no environment."""
 
-import subprocess
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,6 +7,7 @@ from prefect.runtime import flow_run, task_run
 
 from models.contract import Contract
 from models.recipe import BaseModelSource, DatasetSource
+from tasks.code_version import code_version
 from tasks.execution import Execution, library_versions
 
 Shown = TypeVar("Shown", bound=Contract)
@@ -28,7 +26,7 @@ def provenance(execution: Execution) -> dict[str, Any]:
             "precision": execution.precision,
         },
         "versions": library_versions(),
-        "code": _code(),
+        "code": code_version(),
         "run": execution.run,
         "prefect": {name: value for name, value in _prefect_ids().items() if value},
     }
@@ -59,22 +57,3 @@ def version_changes(recorded: dict[str, str]) -> list[str]:
     """Libraries whose version differs from the recorded one, as `trl 1.15.0 -> 1.16.0`."""
     now = library_versions()
     return [f"{name} {was} -> {now[name]}" for name, was in recorded.items() if name in now and now[name] != was]
-
-
-@cache
-def _code() -> dict[str, str]:
-    """This pipeline's version and, in a checkout, its commit and whether files differ from it."""
-    try:
-        found = {"alignment-pipeline": version("alignment-pipeline")}
-    except PackageNotFoundError:
-        found = {}
-    commit = _git("rev-parse", "HEAD")
-    return found | ({"commit": commit, "changed": str(bool(_git("status", "--porcelain"))).lower()} if commit else {})
-
-
-def _git(*arguments: str) -> str:
-    folder = Path(__file__).parents[1]
-    if not (folder / ".git").exists():
-        return ""
-    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)  # noqa: S603, S607
-    return done.stdout.strip()

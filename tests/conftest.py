@@ -17,6 +17,7 @@ from settings.machine import Machine
 from settings.settings import Settings
 from tasks.execution import Execution
 from tests.faults import SETTINGS, STEPS, Scene
+from tests.published import Shelf
 from tests.tiny import build_tiny_model, run_align, tiny_recipe, write_tiny_data
 
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
@@ -138,3 +139,15 @@ def undisturbed(prefect_api: None, lasting_recipe: Recipe, tmp_path_factory: pyt
 def scene(undisturbed: Path, lasting_recipe: Recipe, tmp_path: Path) -> Scene:
     """A copy of it to break."""
     return Scene(undisturbed, lasting_recipe, tmp_path / "home")
+
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
+    """An artifact root to publish from, with real models; not to be changed."""
+    return Shelf(tmp_path_factory.mktemp("shelf") / "home")
+
+
+@pytest.fixture
+def paper_shelf(tmp_path: Path) -> Shelf:
+    """A test's own artifact root to publish from, where a few bytes stand for the weights."""
+    return Shelf(tmp_path / "home", real=False)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.evaluation import EvaluationResult
+from models.recipe import Precision
 from models.stages import BaseModelInput, DPOInput, EvaluationInput, GRPOInput, RewardInput, SFTInput
 from tasks.core.plan import Footprint, StageShape, TrainingPlan, TrainingResult
 
@@ -72,3 +73,17 @@ def evaluate(
     from tasks.core.evaluation import evaluate_model
 
     return evaluate_model(stage, device, batch_tokens, folder, report)
+
+
+def convert_weights(source: Path, is_scorer: bool, precision: Precision, folder: Path, report: "Report") -> float:
+    """See `tasks.core.exporting`."""
+    from tasks.core.exporting import convert_weights
+
+    return convert_weights(source, is_scorer, precision, folder, report)
+
+
+def convert_to_gguf(source: Path, precision: Precision, file: Path, report: "Report") -> float:
+    """See `tasks.core.exporting`."""
+    from tasks.core.exporting import convert_to_gguf
+
+    return convert_to_gguf(source, precision, file, report)

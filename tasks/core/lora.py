@@ -62,14 +62,14 @@ def write_model(
         StageError: the written model's outputs differ by more than rounding explains.
     """
     load, precision = _LOADERS[task], stage.precision
-    expected = _outputs(compute_in_float32(trained), tokenizer)
+    expected = outputs(compute_in_float32(trained), tokenizer)
     if isinstance(trained, PeftModel):
         _save_adapter(trained, stage, workspace)
         _write(merge(stage.policy.path, workspace.adapter, task, precision, stage.quantization), workspace)
     else:
         _write(trained.to(DTYPES[precision]), workspace)
     tokenizer.save_pretrained(workspace.model)
-    written = _outputs(load(workspace.model, torch.float32), tokenizer)
+    written = outputs(load(workspace.model, torch.float32), tokenizer)
     error = float((written - expected).norm() / expected.norm())
     if not error <= _TOLERANCE[precision]:
         raise StageError(
@@ -106,12 +106,12 @@ def _save_adapter(trained: PeftModel, stage: TrainingInput, workspace: Workspace
 
 
 @torch.no_grad()
-def _outputs(model: Any, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+def outputs(model: Any, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
     """All logits (or scores) of a few fixed texts, in float32, on the CPU, as one vector."""
     model.eval()
-    outputs = []
+    found = []
     for text in _PROBES:
         tokens = tokenizer(text, return_tensors="pt").to(model.device)
         logits = model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).logits
-        outputs.append(logits.float().cpu().flatten())
-    return torch.cat(outputs)
+        found.append(logits.float().cpu().flatten())
+    return torch.cat(found)
