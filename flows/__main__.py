@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.keeping import aliases, import_, promote
+from flows.keeping import aliases, import_, promote, prune
 from flows.lineage import diff, lineage
 from flows.publishing import export
 from flows.reading import chat, print_json, runs, verify
@@ -183,6 +183,7 @@ _COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "reproduce": _reproduce,
     "promote": promote,
     "aliases": aliases,
+    "prune": prune,
     "import": import_,
     "export": export,
     "forget": _forget,

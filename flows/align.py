@@ -39,8 +39,8 @@ def align(
         resume: Name of an unfinished run of the same recipe, whose record goes on.
     """
     settings = load_settings()
-    preflight(recipe, settings)
-    run = open_run(recipe, recipe_name, settings.home, force, resume)
+    needs = preflight(recipe, settings).needs
+    run = open_run(recipe, recipe_name, settings.home, force, resume, needs)
     execution = plan_execution(recipe, settings).of_run(run)
 
     def rows(source: DatasetSource, role: Role) -> Dataset:

@@ -8,15 +8,16 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from flows.reading import open_store, print_json
+from flows.reading import computing, make_whole, open_store, print_json
 from models.errors import InputError
 
 
 def promote(arguments: Namespace) -> int:
     """Point an alias to a checkpoint, or back to what it pointed to before."""
     from settings.settings import load_settings
+    from tasks.finding import resolve
+    from tasks.promoting import before, rollback
     from tasks.promoting import promote as point_to
-    from tasks.promoting import rollback
 
     store, alias = open_store(), arguments.alias
     by = load_settings().promoted_by if arguments.by is None else arguments.by
@@ -24,11 +25,13 @@ def promote(arguments: Namespace) -> int:
     if bool(arguments.checkpoint) == arguments.rollback:
         raise InputError("align promote: give either a CHECKPOINT or --rollback, and not both")
     if arguments.rollback:
+        make_whole(store, resolve(store, before(store.home, alias).checkpoint)[0])
         now, changed = rollback(store, alias, _say, **told), True
     else:
+        make_whole(store, resolve(store, arguments.checkpoint)[0])
         now, changed = point_to(store, arguments.checkpoint, alias, _say, **told)
-    before = now.history[-1].previous
-    said = f", before {before}" * bool(before) if changed else " already"
+    previous = now.history[-1].previous
+    said = f", before {previous}" * bool(previous) if changed else " already"
     print(f"{alias} -> {now.checkpoint}{said}")
     return 0
 
@@ -45,6 +48,25 @@ def aliases(arguments: Namespace) -> int:
         from flows.terminal import make_console
 
         print_aliases(found, make_console())
+    return 0
+
+
+def prune(arguments: Namespace) -> int:
+    """Say what nobody needs any more, and with `--yes` remove it."""
+    from tasks.pruning import carry_out, plan_prune
+
+    store = open_store()
+    plan = plan_prune(store, arguments.keep, arguments.older_than_days, arguments.drop_merged)
+    freed = carry_out(store, plan, *computing(), _say) if arguments.yes else 0
+    if arguments.json:
+        print_json(plan.model_dump(mode="json") | {"frees_bytes": plan.frees_bytes, "freed_bytes": freed})
+        return 0
+    from flows.keeping_tables import print_plan
+    from flows.terminal import make_console
+
+    print_plan(plan, arguments.yes, make_console())
+    told = f"{freed / 1e6:.1f} MB are free now" if arguments.yes else f"{plan.frees_bytes / 1e6:.1f} MB would be free"
+    print(told + ("" if arguments.yes else "; nothing was removed, `align prune --yes` does it"))
     return 0
 
 

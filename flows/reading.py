@@ -4,6 +4,7 @@ Heavy imports stay inside the functions.
 """
 # ruff: noqa: T201 - a command prints
 
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from models.errors import DamagedArtifact, InputError
 
 if TYPE_CHECKING:
+    from tasks.restoring import Computing
     from tasks.store import ArtifactStore
 
 
@@ -37,6 +39,7 @@ def verify(arguments: Namespace) -> int:
     from flows.publishing import is_export, verify_export
     from tasks.finding import resolve
     from tasks.lineage import all_folders, with_ancestors
+    from tasks.pruned import read_pruned
     from tasks.store import damage
 
     wanted = arguments.checkpoint
@@ -49,11 +52,17 @@ def verify(arguments: Namespace) -> int:
     if not folders:
         raise InputError(f"there is nothing to verify in {store.home}; is ALIGN_HOME right?")
     found = {str(folder): damage(folder) for folder in folders}
+    pruned = {str(folder): marker for folder in folders if not found[str(folder)] and (marker := read_pruned(folder))}
     if arguments.json:
-        print_json({"verified": len(found), "damaged": {folder: lines for folder, lines in found.items() if lines}})
+        marked = {folder: marker.model_dump() for folder, marker in pruned.items()}
+        damaged = {folder: lines for folder, lines in found.items() if lines}
+        print_json({"verified": len(found), "damaged": damaged, "pruned": marked})
     else:
-        for lines in found.values():
+        for folder, lines in found.items():
             print("".join(f"{line}\n" for line in lines), end="")
+            if folder in pruned:
+                marker = pruned[folder]
+                print(f"{folder}: pruned on {marker.when[:10]}, {len(marker.files)} files: {marker.why}")
         print(f"{len(found)} artifacts read, {sum(map(bool, found.values()))} of them damaged or missing")
     return int(any(found.values()))
 
@@ -69,12 +78,42 @@ def chat(arguments: Namespace) -> int:
         raise DamagedArtifact(f"{damaged[0]}; run its recipe again to make it anew")
     if manifest.identity.get("stage") == "reward":
         raise InputError(f"{path.name} is a reward model, which scores texts and writes none; choose another stage")
+    make_whole(store, path)
     reply = _speaker(path, manifest.origin.get("system_prompt"), arguments)
     if arguments.prompt is not None:
         print(reply(arguments.prompt))
     else:
         _converse(reply)
     return 0
+
+
+def make_whole(store: "ArtifactStore", path: Path) -> None:
+    """Rebuild the weights of a pruned checkpoint, where that is what it is, and say so.
+
+    Raises:
+        InputError: that is not possible; the message says what to run instead.
+        StageError: it failed.
+    """
+    from tasks.pruned import is_pruned
+
+    if is_pruned(path):
+        from tasks.restoring import restore
+
+        restore(store, path, *computing(), lambda doing: print(f"align: {doing}", file=sys.stderr))
+
+
+def computing() -> tuple[str, "Computing"]:
+    """How a command says who it is where others wait for it, and what its child process computes with."""
+    from contextlib import nullcontext
+
+    from settings.machine import inspect_machine
+    from settings.settings import load_settings
+    from tasks.child_main import ChildOptions
+
+    settings = load_settings()
+    threads = settings.threads or inspect_machine(settings).cores
+    options = ChildOptions(threads=threads, memory_limit_bytes=settings.memory_limit_bytes)
+    return f"align (process {os.getpid()})", lambda: nullcontext(options)
 
 
 def _speaker(path: Path, system_prompt: str | None, arguments: Namespace) -> Callable[[str], str]:

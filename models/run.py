@@ -41,6 +41,8 @@ class RunRecord(Contract):
     """UTC time, ISO 8601."""
     force: tuple[Stage, ...] = ()
     """Stages to train although an earlier run has made them."""
+    needs: tuple[str, ...] = ()
+    """Names of the folders that the run takes or makes, which it had before it took or made the first."""
     error: str = ""
     """Message of the error that ended the run."""
     stages: tuple[StageOutcome, ...] = ()

@@ -16,6 +16,8 @@ from tasks.checkpoints import TRAINER, last_whole_checkpoint
 from tasks.dataset_check import DatasetCheck
 from tasks.execution import Execution
 from tasks.fits import recall
+from tasks.pruned import is_pruned
+from tasks.restoring import obstacle
 from tasks.store import ArtifactStore, damage, read_manifest
 
 
@@ -26,9 +28,9 @@ class StageForecast(Contract):
     """The stage."""
     name: str
     """Name of its checkpoint."""
-    state: Literal["cached", "resumes", "new", "damaged"]
-    """Whether the checkpoint is taken as it is, an interrupted training goes on, training starts, or what is there is
-    moved aside first."""
+    state: Literal["cached", "rebuilds", "resumes", "new", "damaged"]
+    """Whether the checkpoint is taken as it is, its pruned weights are merged anew, an interrupted training goes on,
+    training starts, or what is there is moved aside first."""
     step: int = 0
     """Optimizer steps done."""
     total_steps: int = 0
@@ -98,9 +100,10 @@ def _look_up(stage: TrainingInput, execution: Execution) -> StageForecast:
     damaged = path.exists() and bool(damage(path))
     if path.exists() and not damaged:
         manifest = read_manifest(path)
-        if stage.stage not in execution.force or manifest.run == execution.run:
-            seconds = manifest.metrics.get("seconds", 0.0)
-            return StageForecast(stage=stage.stage, name=stage.name, state="cached", saved_seconds=seconds)
+        taken = stage.stage not in execution.force or manifest.run == execution.run
+        if taken and not obstacle(store, path):
+            state, seconds = "rebuilds" if is_pruned(path) else "cached", manifest.metrics.get("seconds", 0.0)
+            return StageForecast(stage=stage.stage, name=stage.name, state=state, saved_seconds=seconds)
     fit = recall(stage, execution)
     begun = last_whole_checkpoint(store.partial("checkpoint", stage.name) / TRAINER)
     there: dict[str, Any] = {"state": "damaged" if damaged else "new"}

@@ -1,11 +1,13 @@
 """Find or make: the one mechanism behind cache, sharing between runs, resume and lineage.
 
-A finished folder under the fingerprint of what is asked for is taken, an unfinished one is continued, and one process
-at a time makes it. Prefect shows what was taken as `Cached`.
+A finished folder under the fingerprint of what is asked for is taken, an unfinished one is continued, a pruned one is
+rebuilt where its adapter and parent give it back, and one process at a time makes it. Prefect shows what was taken as
+`Cached`.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -13,12 +15,15 @@ from prefect.states import Completed
 
 from models.artifacts import Kind, Manifest
 from models.contract import Contract
+from models.errors import DamagedArtifact, InputError
 from tasks.child_main import ChildOptions
 from tasks.execution import Execution
 from tasks.files import explaining_a_full_disk
 from tasks.ledger import read_attempts
 from tasks.provenance import version_changes
-from tasks.store import ArtifactStore
+from tasks.pruned import is_pruned
+from tasks.restoring import restore_held
+from tasks.store import ArtifactStore, read_manifest
 from tasks.telling import Teller
 
 Made = TypeVar("Made", bound=Contract)
@@ -52,16 +57,37 @@ def find_or_make(
     teller = Teller(title or name)
     holder = f"run {execution.run} (process {os.getpid()})"
     with explaining_a_full_disk(store.home), store.lock(kind, name, holder, teller.waiting):
-        found = store.find(kind, name)
+        forced = _is_forced(name, title, execution)
+        pruned = read_manifest(path) if is_pruned(path) else None
+        found = store.find(kind, name) or (None if forced else _rebuilt(store, path, holder, execution, teller))
         if found and read_attempts(store.partial(kind, name)) == found.attempts:
             store.discard_partial(kind, name)  # its maker died between publishing and clearing up
-        if found and (found.run == execution.run or not _is_forced(name, title, execution)):
+        if found and (found.run == execution.run or not forced):
             teller.cached(path, found, version_changes(found.versions))
             return cast(Made, Completed(name="Cached", data=read(path, found), message=f"{path.name} is there already"))
         with store.slot(execution.parallel_stages, holder, teller.waiting) as place, teller.failing():
             made = make(store, teller, ChildOptions.of(execution, place))
-        teller.completed(path, made, found)
+        teller.completed(path, made, found or pruned)
         return read(path, made)
+
+
+def _rebuilt(store: ArtifactStore, path: Path, holder: str, execution: Execution, teller: Teller) -> Manifest | None:
+    """Make a pruned folder whole, where that is possible without training it again."""
+
+    @contextmanager
+    def computing() -> Iterator[ChildOptions]:
+        with store.slot(execution.parallel_stages, holder, teller.waiting) as place:
+            yield ChildOptions.of(execution, place)
+
+    if not is_pruned(path):
+        return None
+    try:
+        restore_held(store, path, holder, computing, lambda doing: teller.report({"phase": doing}))
+    except (InputError, DamagedArtifact) as error:
+        teller.report({"phase": str(error)})
+        return None
+    manifest = read_manifest(path)
+    return store.find(manifest.kind, path.name)
 
 
 def _is_forced(name: str, title: str, execution: Execution) -> bool:

@@ -19,6 +19,7 @@ from tasks.execution import Execution
 from tasks.fits import recall
 from tasks.forecast import StageForecast, stage_inputs
 from tasks.ledger import plan_attempt, read_attempts
+from tasks.pruned import is_pruned
 from tasks.store import ArtifactStore
 
 Verdict = Literal["fits", "tight", "won't fit"]
@@ -59,7 +60,7 @@ def forecast_memory(
     Raises:
         StageError: the base model's configuration cannot be read or its architecture not be estimated.
     """
-    waiting = {stage.name for stage in stages if stage.state != "cached"}
+    waiting = {stage.name for stage in stages if stage.state not in ("cached", "rebuilds")}
     every = list(stage_inputs(recipe, datasets, execution))
     inputs = [stage for stage in every if stage.name in waiting]
     if not inputs:
@@ -88,7 +89,7 @@ def _shape(stage: TrainingInput, longest_rows: tuple[dict[str, object], ...], ex
 
 def _base_model(recipe: Recipe, converted: Checkpoint) -> tuple[BaseModelInput, str]:
     """The base model as converted, where it is there already, else at its source, which takes reading it."""
-    if converted.path.exists():
+    if converted.path.exists() and not is_pruned(converted.path):
         folder = BaseModelSource(source="folder", name=str(converted.path))
         return BaseModelInput(source=folder, origin={}, precision=converted.precision), folder.name
     location, origin = locate(recipe.base_model)

@@ -14,13 +14,16 @@ from pathlib import Path
 from models.artifacts import Stage
 from models.contract import Contract
 from models.errors import InputError
+from models.fingerprint import ID_LENGTH
 from models.recipe import GRPO, Precision, Recipe, Training
+from models.stages import TrainingInput
 from settings.machine import Machine, inspect_machine, resolve_precision
 from settings.settings import Settings
 from tasks.base_model_check import BaseModelFacts, check_base_model
 from tasks.dataset_check import DatasetCheck, Table, check_leakage, noting, read_tables, training_sections
 from tasks.execution import plan_execution
 from tasks.forecast import stage_inputs
+from tasks.pruned import is_pruned
 from tasks.store import ArtifactStore
 
 _BYTES_PER_WEIGHT: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -57,6 +60,8 @@ class Preflight(Contract):
     """The stages in order."""
     disk: dict[str, int]
     """Estimate of what the run writes at most, in bytes, by kind."""
+    needs: tuple[str, ...] = ()
+    """Names of the folders that the run takes or makes, evaluations left out."""
     notes: tuple[str, ...] = ()
     """Remarks that do not stop the run."""
 
@@ -86,7 +91,8 @@ def preflight(recipe: Recipe, settings: Settings) -> Preflight:
     if problems or machine is None or precision is None:
         raise InputError("\n".join(problems))
     checks = [table.check for table in tables.values()]
-    disk = _disk(recipe, model.parameters or 0, precision, settings, _missing(recipe, checks, settings))
+    inputs = list(stage_inputs(recipe, checks, plan_execution(recipe, settings)))
+    disk = _disk(recipe, model.parameters or 0, precision, settings, _missing(inputs, settings))
     disk["snapshots"] = sum({check.fingerprint: check.size_bytes for check in checks}.values())
     _check_disk(settings, disk)
     return Preflight(
@@ -95,6 +101,7 @@ def preflight(recipe: Recipe, settings: Settings) -> Preflight:
         datasets=tuple(table.check for table in tables.values()),
         stages=tuple(stages),
         disk=disk,
+        needs=_needs(inputs, checks),
         notes=tuple(_notes(recipe, machine, precision, tables)),
     )
 
@@ -170,12 +177,18 @@ def _steps(stage: Stage, section: Training, data: DatasetCheck) -> int:
     return math.ceil(section.num_train_epochs * math.ceil(data.rows / rows_per_step))
 
 
-def _missing(recipe: Recipe, checks: list[DatasetCheck], settings: Settings) -> set[Stage]:
+def _missing(inputs: list[TrainingInput], settings: Settings) -> set[Stage]:
     """The base model and the stages that are not there yet."""
     store = ArtifactStore(settings.home)
-    inputs = list(stage_inputs(recipe, checks, plan_execution(recipe, settings)))
-    stages = {stage.stage for stage in inputs if not store.folder("checkpoint", stage.name).exists()}
-    return stages if inputs[0].policy.path.exists() else {"base", *stages}
+    places: dict[Stage, Path] = {"base": inputs[0].policy.path}
+    places |= {stage.stage: store.folder("checkpoint", stage.name) for stage in inputs}
+    return {stage for stage, path in places.items() if not path.exists() or is_pruned(path)}
+
+
+def _needs(inputs: list[TrainingInput], checks: list[DatasetCheck]) -> tuple[str, ...]:
+    parents = [parent.path.name for stage in inputs for parent in stage.parents().values()]
+    heldout = [check.fingerprint[:ID_LENGTH] for check in checks]
+    return tuple(dict.fromkeys([*parents, *heldout, *(stage.name for stage in inputs)]))
 
 
 def _disk(

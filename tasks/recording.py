@@ -28,9 +28,22 @@ from tasks.store import utc_now
 
 
 def open_run(
-    recipe: Recipe, recipe_name: str, home: Path, force: tuple[Stage, ...] = (), resume: str | None = None
+    recipe: Recipe,
+    recipe_name: str,
+    home: Path,
+    force: tuple[Stage, ...] = (),
+    resume: str | None = None,
+    needs: tuple[str, ...] = (),
 ) -> RunRecord:
     """Start the record of the current flow run; a resumed or retried run goes on with the record that it has.
+
+    Args:
+        recipe: What to train.
+        recipe_name: What the run is called after.
+        home: The artifact root.
+        force: Stages to train although they are there.
+        resume: The run to go on with.
+        needs: Names of the folders that it takes or makes; nothing of them is pruned while it is at work.
 
     Raises:
         InputError: the run named in `resume` is not there, is at work, completed or one of another recipe; or `force`
@@ -39,12 +52,18 @@ def open_run(
     flow_run = _current_flow_run()
     known = _run_to_resume(resume, recipe, home) if resume else _run_of_flow_run(flow_run, recipe, home)
     if known:
-        record = known.model_copy(update={"state": "running", "error": "", "finished": None})
+        record = known.model_copy(update={"state": "running", "error": "", "finished": None, "needs": needs})
     else:
         _refuse_impossible_force(force, recipe)
         name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{flow_run[:8]}"
         record = RunRecord(
-            id=name, state="running", recipe=recipe, recipe_name=recipe_name, force=force, started=utc_now()
+            id=name,
+            state="running",
+            recipe=recipe,
+            recipe_name=recipe_name,
+            force=force,
+            started=utc_now(),
+            needs=needs,
         )
     hold_run(record.id, home)
     save_run(record, home)

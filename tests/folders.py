@@ -50,11 +50,11 @@ def family(store: ArtifactStore) -> dict[str, Path]:
 
 
 def content_of(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder with its content, links as where they lead."""
+    """Every file below a folder but locks, which tell of their last holder; links as where they lead."""
     return {
         path.relative_to(folder).as_posix(): str(path.readlink()).encode() if path.is_symlink() else path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_symlink() or path.is_file()
+        if (path.is_symlink() or path.is_file()) and ".locks" not in path.parts
     }
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.evaluation import EvaluationResult
-from models.recipe import Precision
+from models.recipe import Precision, Quantization
 from models.stages import BaseModelInput, DPOInput, EvaluationInput, GRPOInput, RewardInput, SFTInput
 from tasks.core.plan import Footprint, StageShape, TrainingPlan, TrainingResult
 
 if TYPE_CHECKING:
+    from tasks.core.lora import Task
     from tasks.core.trainer import Report
 
 
@@ -87,3 +88,17 @@ def convert_to_gguf(source: Path, precision: Precision, file: Path, report: "Rep
     from tasks.core.exporting import convert_to_gguf
 
     return convert_to_gguf(source, precision, file, report)
+
+
+def rebuild(
+    parent: Path,
+    adapter: Path,
+    merging: "tuple[Task, Precision, Quantization | None]",
+    folder: Path,
+    report: "Report",
+) -> None:
+    """See `tasks.core.lora.merge`; what it gives is written to `folder`."""
+    from tasks.core.lora import merge
+
+    report({"phase": "merging"})
+    merge(parent, adapter, *merging).save_pretrained(folder)
