@@ -13,19 +13,21 @@ from models.errors import InputError
 
 if TYPE_CHECKING:
     from models.publishing import Export, ExportRequest
-    from tasks.child_main import ChildOptions
 
 
 def export(arguments: Namespace) -> int:
     """Write a checkpoint as a folder for others, and upload it where that is asked for."""
-    from flows.reading import open_store
+    from flows.reading import child_options, make_whole, open_store
+    from tasks.finding import resolve
     from tasks.publishing.export import export as write
     from tasks.publishing.hub import check_push, push
 
     request, folder = _request(arguments), Path(arguments.folder)
     if arguments.push:
         check_push(arguments.push, arguments.public)
-    written = write(open_store(), arguments.checkpoint, folder, request, _child_options(), _tell)
+    store = open_store()
+    make_whole(store, resolve(store, arguments.checkpoint)[0])
+    written = write(store, arguments.checkpoint, folder, request, child_options(), _tell)
     commit = push(folder, written, arguments.push, arguments.public) if arguments.push else ""
     if arguments.json:
         print(written.model_dump_json(indent=2))
@@ -78,16 +80,6 @@ def _request(arguments: Namespace) -> "ExportRequest":
         return ExportRequest(weights=arguments.weights, dtype=arguments.dtype, sign=arguments.sign)
     except ValidationError as error:
         raise InputError(describe_validation(error, "command line")) from None
-
-
-def _child_options() -> "ChildOptions":
-    from settings.machine import inspect_machine
-    from settings.settings import load_settings
-    from tasks.child_main import ChildOptions
-
-    settings = load_settings()
-    threads = settings.threads or inspect_machine(settings).cores
-    return ChildOptions(threads=threads, memory_limit_bytes=settings.memory_limit_bytes)
 
 
 def _tell(phase: str) -> None:

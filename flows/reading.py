@@ -7,13 +7,14 @@ Heavy imports stay inside the functions.
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.errors import DamagedArtifact, InputError
 
 if TYPE_CHECKING:
+    from tasks.child_main import ChildOptions
     from tasks.restoring import Computing
     from tasks.store import ArtifactStore
 
@@ -51,7 +52,7 @@ def verify(arguments: Namespace) -> int:
     folders = with_ancestors(store, resolve(store, wanted)[0]) if wanted else all_folders(store)
     if not folders:
         raise InputError(f"there is nothing to verify in {store.home}; is ALIGN_HOME right?")
-    found = {str(folder): damage(folder) for folder in folders}
+    found = {str(folder): damage(folder) for folder in _tracked(folders)}
     pruned = {str(folder): marker for folder in folders if not found[str(folder)] and (marker := read_pruned(folder))}
     if arguments.json:
         marked = {folder: marker.model_dump() for folder, marker in pruned.items()}
@@ -65,6 +66,15 @@ def verify(arguments: Namespace) -> int:
                 print(f"{folder}: pruned on {marker.when[:10]}, {len(marker.files)} files: {marker.why}")
         print(f"{len(found)} artifacts read, {sum(map(bool, found.values()))} of them damaged or missing")
     return int(any(found.values()))
+
+
+def _tracked(folders: "list[Path]") -> "Iterable[Path]":
+    """The folders one after the other, with a bar where somebody looks on."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    return track(folders, "reading", console=console, transient=True, disable=not console.is_terminal)
 
 
 def chat(arguments: Namespace) -> int:
@@ -106,14 +116,18 @@ def computing() -> tuple[str, "Computing"]:
     """How a command says who it is where others wait for it, and what its child process computes with."""
     from contextlib import nullcontext
 
+    return f"align (process {os.getpid()})", lambda: nullcontext(child_options())
+
+
+def child_options() -> "ChildOptions":
+    """All threads of the machine, or as many as set, and the memory limit where there is one."""
     from settings.machine import inspect_machine
     from settings.settings import load_settings
     from tasks.child_main import ChildOptions
 
     settings = load_settings()
     threads = settings.threads or inspect_machine(settings).cores
-    options = ChildOptions(threads=threads, memory_limit_bytes=settings.memory_limit_bytes)
-    return f"align (process {os.getpid()})", lambda: nullcontext(options)
+    return ChildOptions(threads=threads, memory_limit_bytes=settings.memory_limit_bytes)
 
 
 def _speaker(path: Path, system_prompt: str | None, arguments: Namespace) -> Callable[[str], str]:
