@@ -47,7 +47,7 @@ def print_plan(plan: PrunePlan, done: bool, console: Console) -> None:
             console.print(line, markup=False, highlight=False)
     reasons = Counter(item.why for item in plan.items if item.action == "keep")
     for why, count in reasons.most_common(_MOST_REASONS):
-        console.print(f"kept: {count} of which the reason is: {why}", markup=False, highlight=False)
+        console.print(f"kept: {count}, {why}", markup=False, highlight=False)
 
 
 def _megabytes(size_bytes: int) -> str:

@@ -96,7 +96,10 @@ def _described(name: str, state: FolderState, said: Manifest | Ancestor) -> Line
 
 def _known(store: ArtifactStore, index: Index, wanted: str) -> Entry:
     """The folder that a user means, or the one that is gone and that manifests tell of."""
-    gone = [entry for entry in index.matching(wanted) if not entry.path]
+    matching = index.matching(wanted)
+    there, gone = [each for each in matching if each.path], [each for each in matching if not each.path]
+    if len(there) == 1:
+        return there[0]
     try:
         path, _ = resolve(store, wanted, *KINDS)
     except InputError:
@@ -108,4 +111,5 @@ def _known(store: ArtifactStore, index: Index, wanted: str) -> Entry:
 
 def _of_entry(entry: Entry) -> LineageNode:
     state: FolderState = "missing" if not entry.path else "pruned" if is_pruned(entry.path) else "there"
-    return LineageNode(state=state, **{name: getattr(entry, name) for name in _SHARED})
+    # Of ten thousand, each was checked when its manifest was read.
+    return LineageNode.model_construct(state=state, **{name: getattr(entry, name) for name in _SHARED})

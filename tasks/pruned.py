@@ -1,5 +1,6 @@
 """The marker of a folder whose files were removed on purpose: `pruned.json`, beside the manifest, which stays."""
 
+import os
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -11,9 +12,9 @@ from tasks.files import replace_file, sync
 PRUNED = "pruned.json"
 
 
-def is_pruned(path: Path) -> bool:
+def is_pruned(path: Path | str) -> bool:
     """Whether files of a finished folder were removed on purpose, or are about to be."""
-    return (path / PRUNED).exists()
+    return os.path.exists(f"{path}/{PRUNED}")  # noqa: PTH110 - asked of ten thousand folders, thrice as fast
 
 
 def read_pruned(path: Path) -> Pruned | None:
