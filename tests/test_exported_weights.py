@@ -11,8 +11,10 @@ import pytest
 
 from flows.__main__ import main
 from models.errors import InputError, StageError
+from models.fingerprint import ID_LENGTH, fingerprint
 from models.recipe import Precision
 from tasks.publishing.export import read_export
+from tasks.store import ArtifactStore
 from tests.published import Shelf, build_model, build_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -59,6 +61,20 @@ def test_the_merged_model_is_the_checkpoint(stage: str, export: Callable[..., Pa
     )
     assert found.shape[-1] == (1 if stage == "reward" else 280)
     assert relative_error(found, wanted) == 0.0
+
+
+def test_a_model_of_several_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ArtifactStore(tmp_path / "home")
+    content = build(store.home / ".making", "llama", max_shard_size="40KB")
+    identity = {"stage": "base", "precision": "fp32"}
+    name = fingerprint(identity)[:ID_LENGTH]
+    store.publish(content, kind="base", name=name, fingerprint=fingerprint(identity), identity=identity)
+    monkeypatch.setenv("ALIGN_HOME", str(store.home))
+    wanted = of_folder(store.folder("base", name))
+    for dtype in ("float32", "float16"):
+        assert main(["export", name, str(tmp_path / dtype), "--dtype", dtype]) == 0
+        assert relative_error(of_folder(tmp_path / dtype), wanted) < 0.005
+    assert len(list((tmp_path / "float32").glob("model-0000*.safetensors"))) > 1
 
 
 @pytest.mark.parametrize(("dtype", "most"), [("bfloat16", 0.02), ("float16", 0.005)])
@@ -201,8 +217,8 @@ def digits() -> Any:
     )
 
 
-def build(folder: Path, kind: str, pre_tokenizer: Any = None, **shape: Any) -> Path:
-    build_model(kind, **shape).save_pretrained(folder)
+def build(folder: Path, kind: str, pre_tokenizer: Any = None, max_shard_size: str = "50GB", **shape: Any) -> Path:
+    build_model(kind, **shape).save_pretrained(folder, max_shard_size=max_shard_size)
     build_tokenizer(pre_tokenizer).save_pretrained(folder)
     return folder
 
