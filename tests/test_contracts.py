@@ -172,6 +172,7 @@ SETTINGS: dict[str, Any] = {
     "memory_limit_bytes": 2**32,
     "gradient_checkpointing": True,
     "stage_timeout_seconds": 5.0,
+    "promoted_by": "somebody",
     "reserved_disk_bytes": 0,
     "report_to": ("tensorboard",),
 }
