@@ -1,7 +1,7 @@
 """A model as a GGUF file, the format of llama.cpp: Llama, Qwen2 and Qwen3 with a byte-level BPE tokenizer.
 
-The layout is that of llama.cpp's own converter, which is not to be had as a maintained package: names of tensors from
-`gguf`, rows of Llama's query and key matrices in the order of its rotary embedding, matrices in the wanted number
+The layout is that of llama.cpp's own converter, whose package would overwrite the installed `gguf`: names of tensors
+from that, rows of Llama's query and key matrices in the order of its rotary embedding, matrices in the wanted number
 format, vectors in float32. What a short comparison of outputs would not show (scaled rotary embeddings, sliding
 windows) is refused.
 """
