@@ -103,12 +103,14 @@ def test_a_damaged_checkpoint_is_not_handed_over(
     assert list(Path().iterdir()) == []
 
 
-def test_a_pruned_checkpoint_is_not_handed_over(
+def test_what_was_pruned_and_cannot_be_rebuilt_is_not_handed_over(
     align: Callable[..., int], paper_shelf: Shelf, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = paper_shelf.path(paper_shelf.dpo)
-    mark_pruned(place, Pruned(files=("model.safetensors",), when="2026-01-01T00:00:00+00:00", why="space"))
-    (place / "model.safetensors").unlink()
+    files = ("config.json", "model.safetensors")
+    mark_pruned(place, Pruned(files=files, when="2026-01-01T00:00:00+00:00", why="space"))
+    for name in files:
+        (place / name).unlink()
     assert align("export", paper_shelf.dpo, "out") == 2
     assert "was pruned" in capsys.readouterr().err
     assert list(Path().iterdir()) == []

@@ -23,8 +23,10 @@ def ask(path: str, **question: Any) -> Any:
         return client._client.post(path, json=question).raise_for_status().json()
 
 
-def artifact(key: str) -> dict[str, Any]:
-    (found,) = ask("/artifacts/filter", artifacts={"key": {"any_": [key]}}, sort="CREATED_DESC", limit=1)
+def artifact(key: str, policy: Path) -> dict[str, Any]:
+    """The artifact of the run that made the policy; other tests' runs are on the same server."""
+    run = {"any_": [read_manifest(policy).prefect["flow_run"]]}
+    (found,) = ask("/artifacts/filter", artifacts={"key": {"any_": [key]}, "flow_run_id": run})
     return dict(found)
 
 
@@ -37,7 +39,7 @@ def policy(finished_run: tuple[Path, RunRecord]) -> Path:
 
 def test_the_graph_is_an_image_in_the_ui(policy: Path, finished_run: tuple[Path, RunRecord]) -> None:
     store = ArtifactStore(finished_run[0])
-    found = artifact("lineage")
+    found = artifact("lineage", policy)
     kind, _, content = found["data"].partition(",")
     assert (found["type"], kind) == ("image", "data:image/svg+xml;base64")
     assert b64decode(content).decode() == render_drawing(ancestry(store, policy))
@@ -49,14 +51,14 @@ def test_the_page_lies_beside_the_report(policy: Path, finished_run: tuple[Path,
     page = home / "runs" / record.id / "lineage.html"
     store = ArtifactStore(home)
     assert page.read_text() == render_lineage(store, ancestry(store, policy))
-    assert page.as_uri() in artifact("lineage-page")["data"]
+    assert page.as_uri() in artifact("lineage-page", policy)["data"]
     assert record.report
     assert 'href="lineage.html"' in record.report.read_text()
 
 
 def test_a_stages_card_links_parents_and_run(policy: Path, finished_run: tuple[Path, RunRecord]) -> None:
     home, record = finished_run
-    card = artifact(f"checkpoint-{policy.name}")["data"]
+    card = artifact(f"checkpoint-{policy.name}", policy)["data"]
     manifest = read_manifest(policy)
     assert f"[{record.id}]({(home / 'runs' / record.id).as_uri()})" in card
     for role, parent in manifest.parents.items():
@@ -68,12 +70,14 @@ def test_a_stages_card_links_parents_and_run(policy: Path, finished_run: tuple[P
 def test_a_published_checkpoint_is_an_asset_made_from_its_parents(policy: Path) -> None:
     key = asset_key("checkpoint", policy.name)
     question = {"resource": {"id": [key]}, "event": {"prefix": ["prefect.asset.materialization"]}}
+    manifest = read_manifest(policy)
+    events: list[dict[str, Any]] = []
     for _ in range(50):
-        if events := ask("/events/filter", filter=question)["events"]:
+        found = ask("/events/filter", filter=question)["events"]
+        if events := [event for event in found if event["payload"]["run"] == manifest.run]:
             break
         time.sleep(0.2)
     (event,) = events
-    manifest = read_manifest(policy)
     related = [each["prefect.resource.id"] for each in event["related"] if each["prefect.resource.role"] == "asset"]
     kinds = {"policy": "checkpoint", "reward_model": "checkpoint", "dataset": "dataset"}
     assert related == [asset_key(kinds[role], name) for role, name in manifest.parents.items()]  # type: ignore[arg-type]
