@@ -16,6 +16,8 @@ from tasks.publishing.export import read_export
 from tests.folders import content_of
 from tests.published import HUB_ORIGIN, Shelf
 
+pytestmark = pytest.mark.slow
+
 ABOUT = {"README.md", "bom.cdx.json", "export.json", "lineage.json"}
 
 

@@ -14,7 +14,7 @@ from tests.hub_stand_in import TOKEN, Hub, serving
 from tests.published import Shelf
 
 # The client hands a file to its HTTP library under the old name of the argument.
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")]
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -14,6 +14,8 @@ from flows.__main__ import main
 from tests.folders import content_of
 from tests.published import Shelf
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("model_signing")
 
 
