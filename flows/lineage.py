@@ -52,20 +52,22 @@ def diff(arguments: Namespace) -> int:
 
 
 def _graph(store: "ArtifactStore", arguments: Namespace) -> "LineageGraph":
-    from tasks.finding import resolve
-    from tasks.lineage import KINDS, ancestry, descent
+    from tasks.lineage import descent, lineage_of
 
-    if arguments.descendants:
-        return descent(store, arguments.folder)
-    return ancestry(store, resolve(store, arguments.folder, *KINDS)[0])
+    return descent(store, arguments.folder) if arguments.descendants else lineage_of(store, arguments.folder)
 
 
 def _write_page(store: "ArtifactStore", graph: "LineageGraph", file: Path) -> int:
     from tasks.files import replace_file
     from tasks.reporting.lineage_page import render_lineage
 
-    if file.is_dir():
-        raise InputError(f"--html: {file} is a folder; give the name of a file")
-    replace_file(file, render_lineage(store, graph))
+    page = render_lineage(store, graph)
+    try:
+        if file.is_dir():
+            raise InputError(f"--html: {file} is a folder; give the name of a file")
+        replace_file(file, page)
+    except OSError as error:
+        remedy = "give a file in a folder that can be written"
+        raise InputError(f"--html: {file} cannot be written ({error.strerror}); {remedy}") from None
     print(f"lineage of {graph.root}: {file.absolute()}")
     return 0

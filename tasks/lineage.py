@@ -34,6 +34,25 @@ def ancestry(store: ArtifactStore, path: Path) -> LineageGraph:
     return LineageGraph(root=path.name, direction="ancestors", nodes=nodes)
 
 
+def lineage_of(store: ArtifactStore, wanted: str) -> LineageGraph:
+    """Everything that what a user means was made from; that may be gone itself.
+
+    Raises:
+        InputError: nothing or more than one thing matches, here and in what manifests tell of.
+    """
+    try:
+        return ancestry(store, resolve(store, wanted, *KINDS)[0])
+    except InputError:
+        with Index(store.home) as index:
+            root = _gone(index, wanted)
+            if root is None:
+                raise
+            met = [root, *index.ancestors(root.name)]
+        return LineageGraph(
+            root=root.name, direction="ancestors", nodes={entry.name: _of_entry(entry) for entry in met}
+        )
+
+
 def descent(store: ArtifactStore, wanted: str) -> LineageGraph:
     """Everything that was made from what a user means, which may be gone itself.
 
@@ -96,17 +115,22 @@ def _described(name: str, state: FolderState, said: Manifest | Ancestor) -> Line
 
 def _known(store: ArtifactStore, index: Index, wanted: str) -> Entry:
     """The folder that a user means, or the one that is gone and that manifests tell of."""
-    matching = index.matching(wanted)
-    there, gone = [each for each in matching if each.path], [each for each in matching if not each.path]
+    there = [entry for entry in index.matching(wanted) if entry.path]
     if len(there) == 1:
         return there[0]
     try:
         path, _ = resolve(store, wanted, *KINDS)
     except InputError:
-        if len(gone) != 1:
-            raise
-        return gone[0]
+        if gone := _gone(index, wanted):
+            return gone
+        raise
     return index.get(path.name) or Entry(path.name)
+
+
+def _gone(index: Index, wanted: str) -> Entry | None:
+    """The only folder that a user can mean, where it is gone and manifests tell of it."""
+    matching = index.matching(wanted)
+    return matching[0] if len(matching) == 1 and not matching[0].path else None
 
 
 def _of_entry(entry: Entry) -> LineageNode:

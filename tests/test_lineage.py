@@ -11,6 +11,7 @@ import pytest
 
 from flows.__main__ import main
 from models.errors import InputError
+from models.fingerprint import fingerprint
 from models.lineage import LineageGraph
 from tasks.lineage import ancestry, descent, edges
 from tasks.reporting import lineage_page
@@ -69,9 +70,9 @@ def test_json_holds_every_node_and_edge(ask: Asking, store: ArtifactStore) -> No
 def test_what_is_built_on_a_dataset(ask: Asking, wanted: str) -> None:
     graph = json.loads(ask(wanted, "--descendants", "--json"))
     assert set(graph["nodes"]) == {DATASET, SFT, REWARD, DPO, GRPO}
-    assert "1 sft, 1 reward, 1 dpo, 1 grpo" in ask(wanted, "--descendants") or "made from" in ask(
-        wanted, "--descendants"
-    )
+    counted = ask(wanted, "--descendants").splitlines()[-1]
+    assert counted.startswith(f"made from {DATASET}: ")
+    assert sorted(counted.partition(": ")[2].split(", ")) == ["1 dpo", "1 grpo", "1 reward", "1 sft"]
 
 
 def test_what_is_built_on_a_dataset_that_is_gone(ask: Asking, store: ArtifactStore) -> None:
@@ -91,6 +92,22 @@ def test_ancestors_that_are_gone_are_told_of(ask: Asking, store: ArtifactStore) 
     base = graph.nodes[BASE]
     assert (base.state, base.kind, base.origin["name"]) == ("missing", "base", "model")
     assert graph.nodes[SFT].parents == {"policy": BASE, "dataset": DATASET}
+
+
+def test_what_is_gone_itself_is_told_of_by_what_was_made_from_it(ask: Asking, store: ArtifactStore) -> None:
+    shutil.rmtree(store.folder("checkpoint", SFT))
+    graph = LineageGraph.model_validate_json(ask("sft", "--json"))
+    assert (graph.root, graph.direction, graph.nodes[SFT].state) == (SFT, "ancestors", "missing")
+    assert set(graph.nodes) == {SFT, BASE, DATASET}
+
+
+@pytest.mark.parametrize("arguments", [(), ("--descendants",)])
+def test_what_is_gone_is_not_taken_for_one_of_several_that_are_here(
+    store: ArtifactStore, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    shutil.rmtree(store.folder("checkpoint", SFT))
+    assert main(["lineage", "", *arguments]) == 2
+    assert "matches several" in capsys.readouterr().err
 
 
 def test_a_damaged_ancestor_is_told_of(ask: Asking, store: ArtifactStore) -> None:
@@ -186,6 +203,32 @@ def test_the_drawing_is_an_image_by_itself(store: ArtifactStore) -> None:
     root = ElementTree.fromstring(render_drawing(ancestry(store, store.folder("checkpoint", GRPO))))
     assert root.tag.endswith("svg")
     assert not root.findall(".//{*}a")
+
+
+def test_the_card_of_what_is_gone_tells_its_recipe(store: ArtifactStore, ask: Asking, tmp_path: Path) -> None:
+    publish(store, "sft", 1, identity=(asked := {"stage": "sft", "hyperparameters": {"learning_rate": 0.125}}),
+            fingerprint=fingerprint(asked))  # fmt: skip
+    publish(store, "dpo", 1, parents={"policy": name_of("sft", 1)})
+    shutil.rmtree(store.folder("checkpoint", name_of("sft", 1)))
+    ask(name_of("dpo", 1), "--html", "page.html")
+    card = (tmp_path / "page.html").read_text().partition(f'id="{name_of("sft", 1)}"')[2].partition('class="card"')[0]
+    assert "missing" in card
+    assert re.search(r"learning rate.*0\.125", card, re.DOTALL)
+
+
+def test_the_page_allows_nothing_from_elsewhere(ask: Asking, tmp_path: Path) -> None:
+    ask("grpo", "--html", "page.html")
+    assert "default-src 'none'; style-src 'unsafe-inline'" in (tmp_path / "page.html").read_text()
+
+
+def test_a_page_that_cannot_be_written_is_one_message(
+    store: ArtifactStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["lineage", "grpo", "--html", str(tmp_path / "file" / "page.html")]) == 2
+    said = capsys.readouterr()
+    assert "cannot be written" in said.err
+    assert (said.out, said.err.count("align: ")) == ("", 1)
 
 
 def test_a_folder_is_no_file(store: ArtifactStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

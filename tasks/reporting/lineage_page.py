@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from models.artifacts import Manifest
+from models.artifacts import Ancestor, Attempt, Manifest
 from models.errors import DamagedArtifact
 from models.lineage import LineageGraph, LineageNode
 from tasks.differing import flattened
@@ -16,7 +16,8 @@ from tasks.store import ArtifactStore, read_manifest
 
 _MOST_DRAWN = 200
 """Nodes of one drawing, the nearest ones; more would be a wall, not a picture."""
-_TOLD_ELSEWHERE = ("origin", "versions", "stage", "parents")
+_TOLD_ELSEWHERE = ("origin", "versions", "stage")
+"""Parts of an identity."""
 _WIDTH, _HEIGHT = 224, 60
 _ACROSS, _DOWN = 296, 92
 """From one node to the next, in the drawing's own units."""
@@ -50,7 +51,9 @@ class Drawing:
 def render_lineage(store: ArtifactStore, graph: LineageGraph) -> str:
     """Write the graph as one self-contained HTML file."""
     drawn = _nearest(graph)
-    cards = {name: _card(node, _manifest(store, node)) for name, node in drawn.nodes.items()}
+    manifests = {name: manifest for name, node in drawn.nodes.items() if (manifest := _manifest(store, node))}
+    told = {name: said for manifest in manifests.values() for name, said in manifest.ancestors.items()} | manifests
+    cards = {name: _card(node, told.get(name)) for name, node in drawn.nodes.items()}
     template = environment().get_template("lineage.html.j2")
     return template.render(graph=graph, drawing=lay_out(drawn), cards=cards, left_out=len(graph.nodes) - len(cards))
 
@@ -118,31 +121,30 @@ def _manifest(store: ArtifactStore, node: LineageNode) -> Manifest | None:
     return None
 
 
-def _card(node: LineageNode, manifest: Manifest | None) -> dict[str, dict[str, Any]]:
-    """Everything that is known of a node: sections of facts by name."""
+def _card(node: LineageNode, known: Manifest | Ancestor | None) -> dict[str, dict[str, Any]]:
+    """Everything that is known of a node, by its manifest or those of its descendants: sections of facts by name."""
     said = {"fingerprint": node.fingerprint, "created": node.created, "run": node.run, "state": node.state}
     sections = {
         "": {key: value for key, value in said.items() if value},
         "Made from": dict(node.parents),
         "Where it came from": dict(flattened(node.origin)),
     }
-    if manifest:
-        identity = {
-            key: value for key, value in manifest.identity.items() if key not in ("origin", "versions", "stage")
-        }
+    if known:
+        asked = {key: value for key, value in known.identity.items() if key not in _TOLD_ELSEWHERE}
+        sections["What was asked for"] = dict(flattened(asked.pop("hyperparameters", {}) | asked))
+    if isinstance(known, Manifest):
         sections |= {
-            "What was asked for": dict(flattened(identity.pop("hyperparameters", {}) | identity)),
-            "Figures": {name: f"{value:.6g}" for name, value in manifest.metrics.items()},
-            "Attempts": {f"{number}": _attempt(each) for number, each in enumerate(manifest.attempts, 1)},
-            "Code and versions": manifest.code | manifest.versions,
-            "Machine": dict(manifest.machine),
-            "Files": {entry.path: f"{entry.sha256}, {entry.size_bytes} bytes" for entry in manifest.files},
+            "Figures": {name: f"{value:.6g}" for name, value in known.metrics.items()},
+            "Attempts": {f"{number}": _attempt(each) for number, each in enumerate(known.attempts, 1)},
+            "Code and versions": known.code | known.versions,
+            "Machine": dict(known.machine),
+            "Files": {entry.path: f"{entry.sha256}, {entry.size_bytes} bytes" for entry in known.files},
         }
     told = {name: {key: value for key, value in facts.items() if value is not None} for name, facts in sections.items()}
     return {name: facts for name, facts in told.items() if facts}
 
 
-def _attempt(each: Any) -> str:
+def _attempt(each: Attempt) -> str:
     energy = "" if each.energy_joules is None else f", {each.energy_joules:.0f} J"
     cause = f" ({each.cause})" if each.cause else ""
     return (
