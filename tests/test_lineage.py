@@ -140,6 +140,15 @@ def test_mermaid(ask: Asking, store: ArtifactStore) -> None:
     assert sum("stroke-dasharray" in line for line in said) == 1
 
 
+def test_any_name_of_a_file_stays_a_label(store: ArtifactStore, ask: Asking) -> None:
+    dataset = publish(store, "dataset", 1, origin={"path": 'a "b"\n<br>#c\\n.jsonl'})
+    publish(store, "sft", 1, parents={"dataset": dataset.name})
+    dot = ask(name_of("sft", 1), "--dot")
+    assert rf'label="dataset: a \"b\" <br>#c\\n.jsonl\n{dataset.name}"' in dot
+    mermaid = ask(name_of("sft", 1), "--mermaid")
+    assert f'n1[("dataset: a #34;b#34; #60;br#62;#35;c#92;n.jsonl<br>{dataset.name}")]' in mermaid
+
+
 class Page(HTMLParser):
     """Ids, links and tags of a page, and whether anything is loaded from elsewhere."""
 
