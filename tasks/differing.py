@@ -115,10 +115,10 @@ def _held_out(store: ArtifactStore, a: str, b: str) -> Iterator[HeldOutFigure]:
 def _judgements(index: Index, name: str) -> dict[tuple[str, ...], str]:
     """Names of a checkpoint's evaluations by the snapshots that they were made on, newest first."""
     found: dict[tuple[str, ...], str] = {}
-    for entry in index.children(name):
-        if entry.kind == "evaluation" and entry.path and entry.parents.get("checkpoint") == name:
-            rows = tuple(parent for role, parent in entry.parents.items() if role != "checkpoint")
-            found.setdefault(rows, entry.name)
+    for node in index.children(name):
+        if node.kind == "evaluation" and node.state == "there" and node.parents.get("checkpoint") == name:
+            rows = tuple(parent for role, parent in node.parents.items() if role != "checkpoint")
+            found.setdefault(rows, node.name)
     return found
 
 

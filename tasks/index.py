@@ -9,13 +9,14 @@ It also knows folders that are gone, as the manifests of those that were made fr
 
 import json
 import sqlite3
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, get_args
 
 from models.artifacts import Kind
+from models.lineage import LineageNode
 from tasks.index_file import open_index, rebuilt_in_memory
+from tasks.pruned import is_pruned
 
 _BY_PREFIX = """
 SELECT * FROM folders WHERE substr(name, 1, length(:it)) = :it OR substr(fingerprint, 1, length(:it)) = :it
@@ -32,32 +33,6 @@ WITH RECURSIVE down(name) AS (
     SELECT child FROM edges WHERE parent = ? UNION SELECT child FROM edges JOIN down ON parent = down.name)
 SELECT down.name, folders.* FROM down LEFT JOIN folders ON folders.name = down.name
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What the index knows of one folder."""
-
-    name: str
-    """Name of the folder."""
-    kind: Kind | None = None
-    """What it holds; none: it is gone, and no more than its name is told of."""
-    stage: str = ""
-    """The stage that made it; empty for a dataset."""
-    fingerprint: str = ""
-    """64 hexadecimal digits; empty where the kind is unknown."""
-    created: str = ""
-    """UTC time, ISO 8601."""
-    run: str = ""
-    """Name of the run that made it; empty where the folder is gone."""
-    parents: dict[str, str] = field(default_factory=dict)
-    """Names of the folders that it was made from, by role."""
-    origin: dict[str, Any] = field(default_factory=dict)
-    """Where its content came from."""
-    metrics: dict[str, float] = field(default_factory=dict)
-    """Figures measured while making it; none where the folder is gone."""
-    path: str = ""
-    """The folder; empty: it is not in the root (any more). Text, since ten thousand paths take a tenth of a second."""
 
 
 class Index:
@@ -79,47 +54,43 @@ class Index:
         """Let go of the file."""
         self._database.close()
 
-    def entries(self, *kinds: Kind) -> list[Entry]:
+    def entries(self, *kinds: Kind) -> list[LineageNode]:
         """Every folder of these kinds, or of all, newest first."""
         query = (
             "SELECT * FROM folders WHERE place IS NOT NULL AND kind IN (SELECT value FROM json_each(?)) "
             "ORDER BY modified_ns DESC, name"
         )
-        return [self._entry(*row) for row in self._rows(query, json.dumps(kinds or get_args(Kind)))]
+        return [self._node(*row) for row in self._rows(query, json.dumps(kinds or get_args(Kind)))]
 
-    def get(self, name: str) -> Entry | None:
+    def get(self, name: str) -> LineageNode | None:
         """The folder of that name, also one that is gone but told of; none: nothing is known of it."""
         rows = self._rows("SELECT * FROM folders WHERE name = ?", name)
-        return self._entry(*rows[0]) if rows else None
+        return self._node(*rows[0]) if rows else None
 
-    def matching(self, prefix: str) -> list[Entry]:
+    def matching(self, prefix: str) -> list[LineageNode]:
         """Folders whose name or fingerprint begins like that, also as `base-0123…`; newest first, then what is gone."""
-        return [self._entry(*row) for row in self._rows(_BY_PREFIX, it=prefix)]
+        return [self._node(*row) for row in self._rows(_BY_PREFIX, it=prefix)]
 
-    def parents(self, name: str) -> dict[str, Entry]:
-        """What a folder was made from, by role, in the order of its manifest."""
-        entry = self.get(name)
-        return {role: self.get(parent) or Entry(parent) for role, parent in entry.parents.items()} if entry else {}
-
-    def children(self, name: str) -> list[Entry]:
+    def children(self, name: str) -> list[LineageNode]:
         """What was made from a folder directly, newest first; their `parents` say in which role it was used."""
         query = (
             "SELECT * FROM folders WHERE name IN (SELECT child FROM edges WHERE parent = ?) "
             "ORDER BY modified_ns DESC, name"
         )
-        return [self._entry(*row) for row in self._rows(query, name)]
+        return [self._node(*row) for row in self._rows(query, name)]
 
-    def ancestors(self, name: str) -> list[Entry]:
+    def ancestors(self, name: str) -> list[LineageNode]:
         """Everything that a folder was made from, directly or not, nearest first."""
         return self._walk(_ANCESTORS, name)
 
-    def descendants(self, name: str) -> list[Entry]:
+    def descendants(self, name: str) -> list[LineageNode]:
         """Everything that was made from a folder, directly or not, nearest first."""
         return self._walk(_DESCENDANTS, name)
 
-    def _walk(self, query: str, name: str) -> list[Entry]:
+    def _walk(self, query: str, name: str) -> list[LineageNode]:
         found = self._rows(query, name)
-        return [self._entry(*row) if row[0] else Entry(met) for met, *row in found if met != name]
+        others = [(met, row) for met, *row in found if met != name]
+        return [self._node(*row) if row[0] else LineageNode(name=met, state="missing") for met, row in others]
 
     def _rows(self, query: str, *values: str, **named: str) -> list[Any]:
         try:
@@ -129,8 +100,20 @@ class Index:
             self._database = rebuilt_in_memory(self._home)
             return self._database.execute(query, named or values).fetchall()
 
-    def _entry(self, name: str, kind: Kind, *rest: Any) -> Entry:
+    def _node(self, name: str, kind: Kind, *rest: Any) -> LineageNode:
         stage, fingerprint, created, run, *texts, place, _ = rest
         parents, origin, metrics = (json.loads(text) if text != "{}" else {} for text in texts)
-        path = f"{self._home}/{place}" if place else ""
-        return Entry(name, kind, stage, fingerprint, created, run, parents, origin, metrics, path)
+        pruned = bool(place) and is_pruned(f"{self._home}/{place}")  # as text: paths of ten thousand take their time
+        # Of ten thousand, each was checked when its manifest was read.
+        return LineageNode.model_construct(
+            name=name,
+            state="pruned" if pruned else "there" if place else "missing",
+            kind=kind,
+            stage=stage,
+            fingerprint=fingerprint,
+            created=created,
+            run=run,
+            parents=parents,
+            origin=origin,
+            metrics=metrics,
+        )

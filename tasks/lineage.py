@@ -8,16 +8,12 @@ from models.artifacts import Ancestor, Kind, Manifest
 from models.errors import DamagedArtifact, InputError
 from models.lineage import FolderState, LineageGraph, LineageNode
 from tasks.finding import resolve
-from tasks.index import Entry, Index
+from tasks.index import Index
 from tasks.pruned import is_pruned
 from tasks.store import ArtifactStore, read_manifest
 
 KINDS: tuple[Kind, ...] = ("checkpoint", "base", "dataset", "evaluation")
 """All kinds of folders, what people mostly ask for first."""
-
-
-_SHARED = LineageNode.model_fields.keys() & set(Entry.__slots__)
-"""What the index knows of a folder just as a node tells it."""
 
 
 def ancestry(store: ArtifactStore, path: Path) -> LineageGraph:
@@ -48,9 +44,7 @@ def lineage_of(store: ArtifactStore, wanted: str) -> LineageGraph:
             if root is None:
                 raise
             met = [root, *index.ancestors(root.name)]
-        return LineageGraph(
-            root=root.name, direction="ancestors", nodes={entry.name: _of_entry(entry) for entry in met}
-        )
+        return LineageGraph(root=root.name, direction="ancestors", nodes={node.name: node for node in met})
 
 
 def descent(store: ArtifactStore, wanted: str) -> LineageGraph:
@@ -61,9 +55,8 @@ def descent(store: ArtifactStore, wanted: str) -> LineageGraph:
     """
     with Index(store.home) as index:
         root = _known(store, index, wanted)
-        nodes = {root.name: _of_entry(root)}
-        nodes |= {entry.name: _of_entry(entry) for entry in index.descendants(root.name)}
-    return LineageGraph(root=root.name, direction="descendants", nodes=nodes)
+        met = [root, *index.descendants(root.name)]
+    return LineageGraph(root=root.name, direction="descendants", nodes={node.name: node for node in met})
 
 
 def with_ancestors(store: ArtifactStore, path: Path) -> list[Path]:
@@ -113,9 +106,9 @@ def _described(name: str, state: FolderState, said: Manifest | Ancestor) -> Line
     )
 
 
-def _known(store: ArtifactStore, index: Index, wanted: str) -> Entry:
+def _known(store: ArtifactStore, index: Index, wanted: str) -> LineageNode:
     """The folder that a user means, or the one that is gone and that manifests tell of."""
-    there = [entry for entry in index.matching(wanted) if entry.path]
+    there = [node for node in index.matching(wanted) if node.state != "missing"]
     if len(there) == 1:
         return there[0]
     try:
@@ -124,16 +117,10 @@ def _known(store: ArtifactStore, index: Index, wanted: str) -> Entry:
         if gone := _gone(index, wanted):
             return gone
         raise
-    return index.get(path.name) or Entry(path.name)
+    return index.get(path.name) or LineageNode(name=path.name, state="missing")
 
 
-def _gone(index: Index, wanted: str) -> Entry | None:
+def _gone(index: Index, wanted: str) -> LineageNode | None:
     """The only folder that a user can mean, where it is gone and manifests tell of it."""
     matching = index.matching(wanted)
-    return matching[0] if len(matching) == 1 and not matching[0].path else None
-
-
-def _of_entry(entry: Entry) -> LineageNode:
-    state: FolderState = "missing" if not entry.path else "pruned" if is_pruned(entry.path) else "there"
-    # Of ten thousand, each was checked when its manifest was read.
-    return LineageNode.model_construct(state=state, **{name: getattr(entry, name) for name in _SHARED})
+    return matching[0] if len(matching) == 1 and matching[0].state == "missing" else None

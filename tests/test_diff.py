@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 
 from flows.__main__ import main
+from models.artifacts import Pruned
 from models.evaluation import Estimate, HeldOutFigures
 from models.fingerprint import ID_LENGTH, fingerprint
 from models.lineage import Difference
 from tasks.differing import difference
+from tasks.pruned import mark_pruned
 from tasks.store import ArtifactStore
-from tests.folders import publish
+from tests.folders import name_of, publish
 
 
 @pytest.fixture
@@ -99,3 +101,12 @@ def test_the_command_tells_it(store: ArtifactStore, pair: tuple[str, str], capsy
     assert "no difference in code, versions, machine, attempts" in said
     assert main(["diff", *pair, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["same"] is False
+
+
+def test_a_pruned_evaluation_has_no_figures_any_more(store: ArtifactStore, pair: tuple[str, str]) -> None:
+    for number, judged in enumerate(pair):
+        evaluation(store, number, judged, "a" * 16, 0.4)
+    pruned = store.folder("evaluation", name_of("evaluation", 1))
+    mark_pruned(pruned, Pruned(files=("result.json",), when="2026-01-01T00:00:00+00:00", why="space"))
+    (pruned / "result.json").unlink()
+    assert difference(store, *pair).held_out == ()

@@ -57,7 +57,7 @@ def test_what_is_gone_is_told_of_while_something_was_made_from_it(
     with Index(store.home) as index:
         gone = index.get(name_of("dataset"))
         assert gone
-        assert (gone.path, gone.origin["path"]) == ("", "rows.jsonl")
+        assert (gone.state, gone.origin["path"]) == ("missing", "rows.jsonl")
         assert {entry.name for entry in index.descendants(gone.name)} == {
             name_of(stage) for stage in ("sft", "reward", "dpo")
         }
