@@ -13,7 +13,7 @@ def asset_key(kind: Kind, name: str) -> str:
 
 def materialized(store: ArtifactStore, name: str, manifest: Manifest) -> None:
     """Tell Prefect that a folder was published and what it was made from; servers without assets keep the event."""
-    known = manifest.ancestors or store.ancestors(manifest.parents.values())
+    known = store.ancestors_of(manifest)
     parents = [asset_key(known[parent].kind, parent) for parent in manifest.parents.values() if parent in known]
     emit_event(
         event="prefect.asset.materialization.succeeded",

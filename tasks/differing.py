@@ -56,7 +56,7 @@ def _changes(a: Facts, b: Facts) -> Iterator[Change]:
 
 def _facts(store: ArtifactStore, manifest: Manifest) -> dict[str, Facts]:
     """Everything to be compared, by section; recipe, data and code of each stage under the stage's name."""
-    ancestors = manifest.ancestors or store.ancestors(manifest.parents.values())
+    ancestors = store.ancestors_of(manifest)
     made: list[Manifest | Ancestor] = [*reversed(ancestors.values()), manifest]
     stages = {str(each.identity.get("stage", each.kind)): each for each in made if each.kind != "dataset"}
     code = {f"{stage}.code_version": each.identity.get("code_version") for stage, each in stages.items()}

@@ -10,7 +10,7 @@ from models.errors import DamagedArtifact, InputError
 from models.fingerprint import ID_LENGTH
 from tasks.aliases import read_alias
 from tasks.pruned import is_pruned
-from tasks.store import MANIFEST, ArtifactStore, damage, read_manifest
+from tasks.store import MANIFEST, ArtifactStore, damage, readable_manifest
 
 _MODELS: tuple[Kind, ...] = ("checkpoint", "base")
 _MOST_NAMED = 10
@@ -35,7 +35,7 @@ def resolve(store: ArtifactStore, wanted: str, *kinds: Kind) -> tuple[Path, Mani
     kinds = kinds or _MODELS
     matches = [path for kind in kinds for path in store.newest_first(kind, partial(_means, wanted, kind))]
     matches = sorted(matches, key=is_pruned) or [place for kind in kinds if (place := _place(store, wanted, kind))]
-    read = ((path, manifest) for path in matches if (manifest := _readable(path)) and _fits(wanted, manifest))
+    read = ((path, manifest) for path in matches if (manifest := readable_manifest(path)) and _fits(wanted, manifest))
     found = list(islice(read, 1 if wanted in get_args(Stage) else 2))
     if len(found) == 1:
         return found[0]
@@ -51,13 +51,6 @@ def _place(store: ArtifactStore, wanted: str, kind: Kind) -> Path | None:
     """The finished folder of that kind that a user names by its path."""
     path = Path(wanted).absolute()
     return path if path == store.folder(kind, path.name) and (path / MANIFEST).exists() else None
-
-
-def _readable(path: Path) -> Manifest | None:
-    try:
-        return read_manifest(path)
-    except DamagedArtifact:
-        return None
 
 
 def _means(wanted: str, kind: Kind, name: str) -> bool:

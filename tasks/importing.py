@@ -79,7 +79,7 @@ def import_folder(
             with store.lock(source.kind, source.name, f"an import (process {os.getpid()})", waiting):
                 if not store.find(source.kind, source.name):
                     _copy(store, source)
-    known = manifest.ancestors or store.ancestors(manifest.parents.values()) or manifest.parents.values()
+    known = store.ancestors_of(manifest) or manifest.parents.values()
     return Import(
         folders=tuple(Imported(name=each.name, kind=each.kind, outcome=said) for each, said in outcomes.items()),
         missing=tuple(name for name in known if not store.locate(name)),

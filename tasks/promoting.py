@@ -18,7 +18,7 @@ def promote(store: ArtifactStore, wanted: str, alias: str, waiting: Waiting, **t
 
     Args:
         store: The artifact root.
-        wanted: The checkpoint, as `ArtifactStore.resolve` takes it.
+        wanted: The checkpoint, as `tasks.finding.resolve` takes it.
         alias: The alias; made where there is none of that name.
         waiting: Called where another process is at work on the checkpoint.
         told: Further fields of `Promotion`: `by`, `reason`, `command` or `flow_run`, `gate`.

@@ -18,7 +18,7 @@ from tasks.aliases import all_aliases
 from tasks.lineage import KINDS, ancestry
 from tasks.pruned import is_pruned, mark_pruned, read_pruned
 from tasks.restoring import Computing, Telling, merged_weights, rebuild_weights
-from tasks.run_record import all_runs, is_at_work
+from tasks.run_record import all_runs, is_at_work, runs_at_work
 from tasks.store import ArtifactStore, damage, read_manifest, utc_now
 
 _ASIDE: tuple[tuple[str, What], ...] = ((".partial", "unfinished"), (".damaged", "damaged"), (".replaced", "replaced"))
@@ -123,8 +123,7 @@ def _irreplaceable(store: ArtifactStore, path: Path, manifest: Manifest) -> str:
 
 def _needed_now(store: ArtifactStore) -> set[str]:
     """Names of everything that runs at work take or make."""
-    records, _ = all_runs(store.home)
-    return {name for record in records if is_at_work(record.id, store.home) for name in record.needs}
+    return {name for record in runs_at_work(store.home) for name in record.needs}
 
 
 def _finished_item(path: Path, kind: Kind, reason: str, drop_merged: bool) -> PruneItem:

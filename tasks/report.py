@@ -57,8 +57,9 @@ def report(
     curves: dict[str, list[dict[str, float]]] = {checkpoint.stage: _history(checkpoint) for checkpoint in checkpoints}
     shown = finished.model_copy(update={"recipe": without_folders(finished.recipe)})
     replace_file(path, render_report(shown, curves, manifests | _dataset_manifests(manifests, home)))
-    lineage = ancestry(ArtifactStore(home), _last_policy(checkpoints).path)
-    replace_file(path.with_name(LINEAGE_PAGE), render_lineage(ArtifactStore(home), lineage))
+    store = ArtifactStore(home)
+    lineage = ancestry(store, _last_policy(checkpoints).path)
+    replace_file(path.with_name(LINEAGE_PAGE), render_lineage(store, lineage))
     save_run(finished, home)
     release_run(run.id)
     _show(finished, path)

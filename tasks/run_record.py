@@ -132,6 +132,16 @@ def is_at_work(name: str, home: Path) -> bool:
         return True
 
 
+def runs_at_work(home: Path) -> list[RunRecord]:
+    """The readable records of the runs that living processes carry out; no other record is read."""
+    records = []
+    for path in (home / "runs").glob(f"*/{RECORD}"):
+        if is_at_work(path.parent.name, home):
+            with suppress(InputError):
+                records.append(read_run(path.parent))
+    return records
+
+
 def is_at_work_elsewhere(name: str, home: Path) -> bool:
     """Whether another process carries out the run."""
     return name not in _held and is_at_work(name, home)

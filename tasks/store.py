@@ -105,9 +105,12 @@ class ArtifactStore:
             path = self.locate(name)
             if path:
                 manifest = read_manifest(path)
-                older = manifest.ancestors or self.ancestors(manifest.parents.values())
-                found |= {name: manifest.as_ancestor()} | older
+                found |= {name: manifest.as_ancestor()} | self.ancestors_of(manifest)
         return found
+
+    def ancestors_of(self, manifest: Manifest) -> dict[str, Ancestor]:
+        """All that a folder was made from, by name; where its manifest is of an early layout, its parents' tell."""
+        return manifest.ancestors or self.ancestors(manifest.parents.values())
 
     def locate(self, name: str) -> Path | None:
         """The finished folder of that name, whatever it holds."""
@@ -203,8 +206,8 @@ class ArtifactStore:
     def manifests(self, kind: Kind) -> Iterator[tuple[Path, Manifest]]:
         """All finished folders of a kind with their manifests, newest first; unreadable ones are left out."""
         for path in self.newest_first(kind):
-            with suppress(DamagedArtifact):
-                yield path, read_manifest(path)
+            if manifest := readable_manifest(path):
+                yield path, manifest
 
     def _set_aside(self, path: Path, why: str) -> Path:
         """Move a finished folder out of the way, so that its place is free and it can still be looked at."""
@@ -230,6 +233,14 @@ def read_manifest(path: Path) -> Manifest:
     if manifest.schema_version > 1 and not manifest.digest:
         raise DamagedArtifact(f"{path / MANIFEST}: its digest is missing")
     return manifest
+
+
+def readable_manifest(path: Path) -> Manifest | None:
+    """A finished folder's manifest; none where it is missing or is not one."""
+    try:
+        return read_manifest(path)
+    except DamagedArtifact:
+        return None
 
 
 def damage(path: Path, name: str = "") -> list[str]:

@@ -16,7 +16,7 @@ def gather(store: ArtifactStore, name: str, manifest: Manifest) -> Dossier:
 
     A manifest of an early layout names its parents alone: theirs are looked up.
     """
-    ancestors = manifest.ancestors or store.ancestors(manifest.parents.values())
+    ancestors = store.ancestors_of(manifest)
     lineage = dict(_in_order(name, {name: manifest.as_ancestor()} | ancestors))
     wanted = {parent for each in lineage.values() for parent in each.parents.values()}
     datasets = tuple(_training_data(store, lineage))
@@ -75,7 +75,7 @@ def _judgements(store: ArtifactStore, name: str) -> Iterator[Judgement]:
     for path, manifest in store.manifests("evaluation"):
         if manifest.parents.get("checkpoint") == name and not is_pruned(path) and not damage(path):
             held_out = {role: parent for role, parent in manifest.parents.items() if role != "checkpoint"}
-            known = manifest.ancestors or store.ancestors(held_out.values())
+            known = store.ancestors_of(manifest)
             yield Judgement(
                 id=path.name,
                 created=manifest.created,

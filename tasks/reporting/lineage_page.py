@@ -1,18 +1,16 @@
 """Lineage to look at: a drawing of the graph, and a page where every node of it opens its card."""
 
 from collections import defaultdict
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from models.artifacts import Ancestor, Attempt, Manifest
-from models.errors import DamagedArtifact
 from models.lineage import LineageGraph, LineageNode
 from tasks.differing import flattened
 from tasks.lineage import edges
 from tasks.lineage_text import title
 from tasks.reporting.page import environment
-from tasks.store import ArtifactStore, read_manifest
+from tasks.store import ArtifactStore, readable_manifest
 
 _MOST_DRAWN = 200
 """Nodes of one drawing, the nearest ones; more would be a wall, not a picture."""
@@ -51,7 +49,8 @@ class Drawing:
 def render_lineage(store: ArtifactStore, graph: LineageGraph) -> str:
     """Write the graph as one self-contained HTML file."""
     drawn = _nearest(graph)
-    manifests = {name: manifest for name, node in drawn.nodes.items() if (manifest := _manifest(store, node))}
+    places = {name: place for name in drawn.nodes if (place := store.locate(name))}
+    manifests = {name: manifest for name, place in places.items() if (manifest := readable_manifest(place))}
     told = {name: said for manifest in manifests.values() for name, said in manifest.ancestors.items()} | manifests
     cards = {name: _card(node, told.get(name)) for name, node in drawn.nodes.items()}
     template = environment().get_template("lineage.html.j2")
@@ -112,13 +111,6 @@ def _curve(parent: tuple[float, float], child: tuple[float, float]) -> str:
 def _nearest(graph: LineageGraph) -> LineageGraph:
     names = list(graph.nodes)[:_MOST_DRAWN]
     return graph.model_copy(update={"nodes": {name: graph.nodes[name] for name in names}})
-
-
-def _manifest(store: ArtifactStore, node: LineageNode) -> Manifest | None:
-    with suppress(DamagedArtifact):
-        if place := store.locate(node.name):
-            return read_manifest(place)
-    return None
 
 
 def _card(node: LineageNode, known: Manifest | Ancestor | None) -> dict[str, dict[str, Any]]:
