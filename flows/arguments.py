@@ -1,6 +1,7 @@
 """The command line of `align`: commands, their arguments and their help."""
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable
 from typing import get_args
 
 from models.aliases import CHAMPION
@@ -62,36 +63,13 @@ def parse_arguments(argv: list[str]) -> Namespace:
     for name in {"run", "check"} & set(argv):  # a hundred flags each: only where they are asked for
         _add_recipe(commands[name], name)
     if "run" in argv:
-        choices = get_args(Stage)[1:]
-        commands["run"].add_argument(
-            "--force", metavar="STAGE", action="append", default=[], choices=choices,
-            help=f"train a stage again although it is there ({', '.join(choices)}); can be repeated",
-        )  # fmt: skip
-    commands["resume"].add_argument(
-        "run",
-        metavar="RUN",
-        nargs="?",
-        help="beginning or end of a run's name; default: the newest that did not complete",
-    )
+        _add_force(commands["run"])
     for name in ("chat", "reproduce", "export"):
         commands[name].add_argument(
             "checkpoint", metavar="CHECKPOINT", help="an alias, a folder, or the beginning of a name"
         )
-    commands["verify"].add_argument(
-        "checkpoint",
-        metavar="CHECKPOINT",
-        nargs="?",
-        help="verify it and its ancestors only, or an exported folder; default: every artifact",
-    )
-    commands["verify"].add_argument("--key", metavar="FILE", help="public key that an exported folder was signed for")
-    _add_lineage(commands["lineage"])
-    commands["diff"].add_argument("a", metavar="A", help="a checkpoint, as for the other commands")
-    commands["diff"].add_argument("b", metavar="B", help="the one to compare it with")
-    _add_chat(commands["chat"])
-    _add_promote(commands["promote"])
-    _add_prune(commands["prune"])
-    _add_import(commands["import"])
-    _add_export(commands["export"])
+    for name, add in _ARGUMENTS.items():
+        add(commands[name])
     parsed, extras = parser.parse_known_args(argv)
     commands[parsed.command].refuse_unknown(extras)
     return parsed
@@ -103,6 +81,38 @@ def _add_recipe(command: ArgumentParser, name: str) -> None:
     command.description = _RECIPE_DESCRIPTION.format(purpose=_PURPOSES[name], command=name, shipped=shipped)
     command.add_argument("recipe", metavar="RECIPE", help="YAML file or name of a shipped recipe")
     command.set_defaults(flags=RecipeFlags(command))
+
+
+def _add_force(command: ArgumentParser) -> None:
+    choices = get_args(Stage)[1:]
+    command.add_argument(
+        "--force", metavar="STAGE", action="append", default=[], choices=choices,
+        help=f"train a stage again although it is there ({', '.join(choices)}); can be repeated",
+    )  # fmt: skip
+
+
+def _add_resume(command: ArgumentParser) -> None:
+    command.add_argument(
+        "run",
+        metavar="RUN",
+        nargs="?",
+        help="beginning or end of a run's name; default: the newest that did not complete",
+    )
+
+
+def _add_verify(command: ArgumentParser) -> None:
+    command.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        nargs="?",
+        help="verify it and its ancestors only, or an exported folder; default: every artifact",
+    )
+    command.add_argument("--key", metavar="FILE", help="public key that an exported folder was signed for")
+
+
+def _add_diff(command: ArgumentParser) -> None:
+    command.add_argument("a", metavar="A", help="a checkpoint, as for the other commands")
+    command.add_argument("b", metavar="B", help="the one to compare it with")
 
 
 def _add_lineage(command: ArgumentParser) -> None:
@@ -199,3 +209,16 @@ def _temperature(text: str) -> float:
     if not 0 <= value <= 100:  # a text that is no number, a negative one, nan
         raise ArgumentTypeError(f"'{text}' is not a number from 0 to 100")
     return value
+
+
+_ARGUMENTS: dict[str, Callable[[ArgumentParser], None]] = {
+    "resume": _add_resume,
+    "lineage": _add_lineage,
+    "diff": _add_diff,
+    "verify": _add_verify,
+    "chat": _add_chat,
+    "promote": _add_promote,
+    "prune": _add_prune,
+    "import": _add_import,
+    "export": _add_export,
+}
