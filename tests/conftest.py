@@ -16,7 +16,9 @@ from models.run import RunRecord
 from settings.machine import Machine
 from settings.settings import Settings
 from tasks.execution import Execution
+from tasks.store import ArtifactStore
 from tests.faults import SETTINGS, STEPS, Scene
+from tests.folders import family
 from tests.published import Shelf
 from tests.tiny import build_tiny_model, run_align, tiny_recipe, write_tiny_data
 
@@ -97,6 +99,16 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
         yield answers
         server.shutdown()
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ArtifactStore:
+    """An artifact root with a family of checkpoints, which the command uses."""
+    store = ArtifactStore(tmp_path / "home")
+    family(store)
+    monkeypatch.setenv("ALIGN_HOME", str(store.home))
+    monkeypatch.chdir(tmp_path)
+    return store
 
 
 @pytest.fixture(scope="session")

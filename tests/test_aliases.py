@@ -19,19 +19,9 @@ from tasks.aliases import all_aliases, read_alias
 from tasks.finding import resolve
 from tasks.promoting import promote, rollback
 from tasks.store import ArtifactStore
-from tests.folders import family, name_of, publish
+from tests.folders import name_of, publish
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ArtifactStore:
-    """An artifact root with a family of checkpoints, which the command uses."""
-    store = ArtifactStore(tmp_path / "home")
-    family(store)
-    monkeypatch.setenv("ALIGN_HOME", str(store.home))
-    monkeypatch.chdir(tmp_path)
-    return store
 
 
 def said(store: ArtifactStore) -> list[tuple[str, str, str | None]]:

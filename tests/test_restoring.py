@@ -19,7 +19,7 @@ from tasks.preflight import preflight
 from tasks.pruned import PRUNED, is_pruned, mark_pruned
 from tasks.restoring import merged_weights, obstacle, restore
 from tasks.store import MANIFEST, ArtifactStore, damage, read_manifest
-from tests.folders import content_of, family, manifest_of, name_of, publish
+from tests.folders import content_of, manifest_of, name_of, publish
 from tests.tiny import run_align
 
 WEIGHTS = "model.safetensors"
@@ -37,16 +37,6 @@ def make_whole(store: ArtifactStore, folder: Path, threads: int = 2) -> list[str
     said: list[str] = []
     restore(store, folder, "a test", lambda: nullcontext(ChildOptions(threads=threads)), said.append)
     return said
-
-
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ArtifactStore:
-    """An artifact root with a family of checkpoints, which the command uses."""
-    store = ArtifactStore(tmp_path / "home")
-    family(store)
-    monkeypatch.setenv("ALIGN_HOME", str(store.home))
-    monkeypatch.chdir(tmp_path)
-    return store
 
 
 @pytest.fixture
