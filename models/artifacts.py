@@ -8,8 +8,8 @@ from pydantic import Field, field_validator, model_validator
 
 from models.contract import Contract
 from models.fingerprint import ID_LENGTH, fingerprint
-from models.recipe import Precision
 
+Precision = Literal["bf16", "fp16", "fp32"]
 Stage = Literal["base", "sft", "reward", "dpo", "grpo"]
 Outcome = Literal["running", "completed", "out_of_memory", "killed", "failed", "cancelled", "died"]
 Kind = Literal["base", "dataset", "checkpoint", "evaluation"]

@@ -5,10 +5,9 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from models.artifacts import Ancestor, FileEntry, Manifest
+from models.artifacts import Ancestor, FileEntry, Manifest, Precision
 from models.contract import Contract
 from models.evaluation import Estimate
-from models.recipe import Precision
 
 Weights = Literal["merged", "adapter", "gguf"]
 Dtype = Literal["float32", "bfloat16", "float16"]

@@ -8,9 +8,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from models.alarms import Alarms
 from models.contract import Contract
+from models.gate import Gate
+from models.rewards import Reward, Verifier
 
-Precision = Literal["bf16", "fp16", "fp32"]
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -155,16 +157,6 @@ class DPO(Training):
         return self
 
 
-class Reward(Contract):
-    """One term of GRPO's reward."""
-
-    kind: Literal["reward_model", "exact_answer", "math_verify"] = Field(title="Kind")
-    """`reward_model`: this run's reward model; `exact_answer`: 1 where the reply is an accepted answer; `math_verify`:
-    1 where the last formula of the reply equals the answer's."""
-    weight: float = Field(1.0, title="Weight")
-    """Factor of this term in the sum."""
-
-
 class GRPO(Training):
     """Group Relative Policy Optimization (Shao et al. 2024, arXiv 2402.03300)."""
 
@@ -193,6 +185,11 @@ class GRPO(Training):
     scale_rewards: Literal["group", "batch", "none"] = Field("group", title="Reward scaling")
     """What the advantages are divided by: the standard deviation of the group, of the batch, or nothing."""
 
+    @property
+    def wants_own_reward_model(self) -> bool:
+        """Whether a reward is the run's own reward model."""
+        return any(reward.kind == "reward_model" and not reward.model for reward in self.rewards)
+
     @model_validator(mode="after")
     def _groups_fill_batch(self) -> "GRPO":
         if self.batch_size % self.num_generations:
@@ -205,12 +202,58 @@ class GRPO(Training):
 
     @model_validator(mode="after")
     def _rewards_are_distinct(self) -> "GRPO":
-        kinds = [reward.kind for reward in self.rewards]
-        if len(set(kinds)) < len(kinds):
-            raise ValueError(f"rewards {kinds} name a kind twice; give one entry with the summed weight")
+        labels = [reward.label for reward in self.rewards]
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"two of the rewards {labels} have one name; give each a `name`, or one the summed weight")
         if not any(reward.weight for reward in self.rewards):
             raise ValueError("every reward has weight 0, so nothing can be learned; give one a weight above 0")
         return self
+
+
+class EvaluationSet(Contract):
+    """A further set of rows, measured like the held-out ones and told apart by name."""
+
+    name: str = Field(min_length=1, max_length=40, pattern=r"^[\w .-]+$", title="Name")
+    """What figures call it."""
+    prompts: DatasetSource | None = Field(None, title="Prompts")
+    """Rows with a prompt and what is expected."""
+    preferences: DatasetSource | None = Field(None, title="Preferences")
+    """Rows with prompt, chosen and rejected."""
+    verifier: Verifier | None = Field(None, title="Verifier")
+    """Decides whether a reply is right; default: the held-out prompts' verifier."""
+
+    @model_validator(mode="after")
+    def _has_rows(self) -> "EvaluationSet":
+        if not (self.prompts or self.preferences):
+            raise ValueError(f"the set '{self.name}' has no rows; name prompts or preferences")
+        return self
+
+
+class Judge(Contract):
+    """A language model behind an OpenAI-compatible API that says which of two replies is better."""
+
+    model: str = Field(min_length=1, title="Model")
+    """Its name at the server that ALIGN_JUDGE_URL points to."""
+    criterion: str = Field(
+        "Which reply helps the user more? Judge content, not length.", min_length=1, title="Criterion"
+    )
+    """What it is told to judge by."""
+    max_rows: Positive = Field(100, title="Most prompts")
+    """Held-out prompts that it compares replies to, the first ones; each costs two requests a comparison, since the
+    replies are shown in both orders."""
+
+
+class Harness(Contract):
+    """Tasks of lm-evaluation-harness; needs the extra `harness`."""
+
+    tasks: tuple[str, ...] = Field(min_length=1, title="Tasks")
+    """Names of tasks."""
+    include_path: str | None = Field(None, title="Folder of task files")
+    """Folder with YAML files of further tasks."""
+    limit: Positive | None = Field(None, title="Most rows")
+    """Rows of each task, the first ones; default: all."""
+    num_fewshot: int | None = Field(None, ge=0, title="Shots")
+    """Worked examples before each question; default: as the task says."""
 
 
 class Evaluation(Contract):
@@ -224,8 +267,21 @@ class Evaluation(Contract):
     """Greedy replies stop here."""
     num_samples: int = Field(4, ge=0, title="Sampled replies per prompt")
     """Replies drawn at temperature 1 for the mean verifiable reward; 0: none."""
-    verifier: Literal["exact_answer", "math_verify"] = Field("exact_answer", title="Verifier")
-    """Decides whether a reply is right."""
+    verifier: Verifier = Field(Verifier(), title="Verifier")
+    """Decides whether a reply is right; its name alone will do where it needs no options."""
+    sets: tuple[EvaluationSet, ...] = Field((), title="Further sets")
+    """Further rows to measure on."""
+    judge: Judge | None = Field(None, title="Judge")
+    """A language model that compares replies with the parent's and the base model's."""
+    harness: Harness | None = Field(None, title="lm-evaluation-harness")
+    """Public benchmarks to run on every policy."""
+
+    @model_validator(mode="after")
+    def _sets_are_distinct(self) -> "Evaluation":
+        names = [one.name for one in self.sets]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two of the sets {names} have one name; rename one")
+        return self
 
 
 class Recipe(Contract):
@@ -245,6 +301,10 @@ class Recipe(Contract):
     """Reinforcement learning of the last policy there is."""
     evaluation: Evaluation = Field(title="Evaluation")
     """What the base model and every stage are measured on."""
+    gate: Gate | None = Field(None, title="Gate")
+    """What the last policy must show before it may be promoted; none: nothing."""
+    alarms: Alarms = Field(Alarms(), title="Alarms")
+    """When to warn while a stage trains, and when to stop it."""
     seed: int = Field(0, ge=0, lt=2**32, title="Seed")
     """Seed of initialisation, data order and sampling."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field("auto", title="Precision")
@@ -256,7 +316,7 @@ class Recipe(Contract):
 
     @model_validator(mode="after")
     def _reward_model_is_checked_and_used(self) -> "Recipe":
-        wants_reward_model = self.grpo and any(reward.kind == "reward_model" for reward in self.grpo.rewards)
+        wants_reward_model = self.grpo and self.grpo.wants_own_reward_model
         if wants_reward_model and not self.reward:
             raise ValueError("grpo.rewards asks for a reward_model, but the recipe has no reward stage; add `reward:`")
         if self.reward and not self.evaluation.preferences:

@@ -7,21 +7,12 @@ and accumulation, retries and logging. A retrained parent has the same fingerpri
 
 from typing import Any, ClassVar
 
-from models.artifacts import Artifact, Checkpoint, Dataset, Stage
+from models.alarms import Alarms
+from models.artifacts import Artifact, Checkpoint, Dataset, Precision, Stage
 from models.contract import Contract
 from models.evaluation import Estimate
 from models.fingerprint import ID_LENGTH, fingerprint
-from models.recipe import (
-    DPO,
-    GRPO,
-    SFT,
-    BaseModelSource,
-    Evaluation,
-    Precision,
-    Quantization,
-    RewardModel,
-    Training,
-)
+from models.recipe import DPO, GRPO, SFT, BaseModelSource, Evaluation, Quantization, RewardModel, Training
 
 
 class Request(Contract):
@@ -86,6 +77,8 @@ class TrainingInput(Request):
     """How the frozen weights are held while adapters train; none: in that precision."""
     system_prompt: str | None = None
     """The recipe's system prompt, for whoever chats with the model; the dataset's rows hold it already."""
+    alarms: Alarms = Alarms()
+    """When to warn and when to stop; no part of the identity, since they change no weight."""
     versions: dict[str, str] = {}
     """Library versions that count as part of the identity (`strict_versions`); empty: none do."""
 

@@ -8,9 +8,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
+from models.artifacts import Precision
 from models.contract import Contract
 from models.errors import InputError
-from models.recipe import Precision
 from settings.settings import Settings
 
 Device = Literal["cpu", "cuda", "mps"]

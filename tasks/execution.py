@@ -4,9 +4,9 @@ from functools import cache
 from importlib.metadata import version
 from typing import Any
 
-from models.artifacts import Stage
+from models.artifacts import Precision, Stage
 from models.contract import Contract
-from models.recipe import Precision, Recipe
+from models.recipe import Recipe
 from models.run import RunRecord
 from settings.machine import Machine, inspect_machine, resolve_precision
 from settings.settings import Settings
@@ -57,6 +57,7 @@ class Execution(Contract):
             "precision": self.precision,
             "quantization": recipe.quantization,
             "system_prompt": recipe.system_prompt,
+            "alarms": recipe.alarms,
             "versions": library_versions() if self.settings.strict_versions else {},
         }
 

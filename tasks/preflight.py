@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
-from models.artifacts import Stage
+from models.artifacts import Precision, Stage
 from models.contract import Contract
 from models.errors import InputError
 from models.fingerprint import ID_LENGTH
-from models.recipe import GRPO, Precision, Recipe, Training
+from models.recipe import GRPO, Recipe, Training
 from models.stages import TrainingInput
 from settings.machine import Machine, inspect_machine, resolve_precision
 from settings.settings import Settings
@@ -129,7 +129,7 @@ def _check_libraries(recipe: Recipe, settings: Settings, problems: list[str]) ->
         elif not importlib.util.find_spec(_TRACKERS[tracker]):
             problems.append(f"ALIGN_REPORT_TO: '{tracker}' is not installed; run `pip install {_TRACKERS[tracker]}`")
     verifiers = {reward.kind for reward in recipe.grpo.rewards} if recipe.grpo else set()
-    if "math_verify" in {*verifiers, recipe.evaluation.verifier} and not importlib.util.find_spec("math_verify"):
+    if "math_verify" in {*verifiers, recipe.evaluation.verifier.kind} and not importlib.util.find_spec("math_verify"):
         problems.append("math_verify is not installed; run `pip install math-verify`, or use `exact_answer`")
 
 

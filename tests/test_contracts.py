@@ -26,10 +26,10 @@ from models.recipe import (
     LoRA,
     Quantization,
     Recipe,
-    Reward,
     RewardModel,
     Training,
 )
+from models.rewards import Reward
 from models.stages import (
     BaseModelInput,
     DPOInput,

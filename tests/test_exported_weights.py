@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from flows.__main__ import main
+from models.artifacts import Precision
 from models.errors import InputError, StageError
 from models.fingerprint import ID_LENGTH, fingerprint
-from models.recipe import Precision
 from tasks.publishing.export import read_export
 from tasks.store import ArtifactStore
 from tests.published import Shelf, build_model, build_tokenizer

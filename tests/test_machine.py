@@ -6,8 +6,8 @@ from typing import Literal
 
 import pytest
 
+from models.artifacts import Precision
 from models.errors import InputError
-from models.recipe import Precision
 from settings import machine as module
 from settings.machine import Machine, inspect_machine, resolve_precision
 from settings.settings import Settings

@@ -11,7 +11,8 @@ import pytest
 
 from models.artifacts import Attempt, Checkpoint, Manifest, Stage
 from models.evaluation import Estimate, EvaluationResult, Sample
-from models.recipe import DPO, GRPO, SFT, BaseModelSource, DatasetSource, Evaluation, Recipe, Reward, RewardModel
+from models.recipe import DPO, GRPO, SFT, BaseModelSource, DatasetSource, Evaluation, Recipe, RewardModel
+from models.rewards import Reward
 from models.run import RunRecord, StageOutcome
 from tasks.reporting.charts import learning_charts, metric_charts
 from tasks.reporting.page import LINEAGE_PAGE, render_report

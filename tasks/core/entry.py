@@ -6,8 +6,9 @@ The flow's process hands one of these functions to a child, which calls it.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from models.artifacts import Precision
 from models.evaluation import EvaluationResult
-from models.recipe import Precision, Quantization
+from models.recipe import Quantization
 from models.stages import BaseModelInput, DPOInput, EvaluationInput, GRPOInput, RewardInput, SFTInput
 from tasks.core.plan import Footprint, StageShape, TrainingPlan, TrainingResult
 

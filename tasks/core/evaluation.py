@@ -15,7 +15,7 @@ from tasks.core.loading import DTYPES, load_policy, load_scorer, load_tokenizer,
 from tasks.core.scoring import more_likely, preferred
 from tasks.core.statistics import mean_reward, proportion
 from tasks.core.trainer import Report
-from tasks.core.verifiers import VERIFIERS
+from tasks.core.verifiers import verify
 
 Row = dict[str, Any]
 
@@ -100,8 +100,7 @@ def _sampled(stage: EvaluationInput, rows: list[Row], drawn: list[list[str]]) ->
 
 
 def _verify(stage: EvaluationInput, rows: list[Row], replies: list[str]) -> list[float]:
-    completions = [[{"role": "assistant", "content": reply}] for reply in replies]
-    return VERIFIERS[stage.spec.verifier](completions=completions, answer=[row["answer"] for row in rows])
+    return verify(stage.spec.verifier, replies, rows)
 
 
 def _on_pairs(stage: EvaluationInput, judge: Callable[[list[Row]], list[bool]]) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from models.artifacts import Precision
 from models.errors import StageError
-from models.recipe import Precision
 from tasks.core.gguf_file import check_gguf, write_gguf
 from tasks.core.loading import DTYPES, load_policy, load_scorer, load_tokenizer
 from tasks.core.lora import outputs

@@ -23,7 +23,8 @@ from transformers import (
 )
 from trl.trainer.utils import add_fused_lm_head
 
-from models.recipe import DPO, GRPO, Precision
+from models.artifacts import Precision
+from models.recipe import DPO, GRPO
 from models.stages import BaseModelInput
 from tasks.core.conversion import load_options, prepare_tokenizer
 from tasks.core.loading import DTYPES

@@ -16,8 +16,8 @@ from gguf import GGMLQuantizationType, LlamaFileType, TokenType
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
+from models.artifacts import Precision
 from models.errors import InputError
-from models.recipe import Precision
 
 _ARCHITECTURES = {"llama": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2, "qwen3": gguf.MODEL_ARCH.QWEN3}
 _FILE_TYPES: dict[Precision, LlamaFileType] = {

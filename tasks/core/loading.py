@@ -15,8 +15,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from models.artifacts import Dataset
-from models.recipe import Precision, Quantization
+from models.artifacts import Dataset, Precision
+from models.recipe import Quantization
 from models.stages import TrainingInput
 from tasks.core.quantization import load_quantized
 

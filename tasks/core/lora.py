@@ -13,8 +13,9 @@ import torch
 from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from models.artifacts import Precision
 from models.errors import StageError
-from models.recipe import LoRA, Precision, Quantization
+from models.recipe import LoRA, Quantization
 from models.stages import TrainingInput
 from tasks.core.loading import DTYPES, load_policy, load_scorer
 from tasks.core.quantization import compute_in_float32, dequantized

@@ -2,9 +2,9 @@
 
 from typing import Any, Literal
 
-from models.artifacts import Stage
+from models.artifacts import Precision, Stage
 from models.contract import Contract
-from models.recipe import Precision, Quantization, Training
+from models.recipe import Quantization, Training
 
 BATCH_TOKENS = 8192
 """Prompt and reply tokens, with padding, that one batch of an evaluation may hold."""

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from models.rewards import Verifier
+
 RewardFunction = Callable[..., list[float]]
 Conversation = Sequence[dict[str, Any]]
 
@@ -26,6 +28,18 @@ def math_verify(completions: Sequence[Conversation], answer: Sequence[Sequence[s
 
 
 VERIFIERS: dict[str, RewardFunction] = {"exact_answer": exact_answer, "math_verify": math_verify}
+
+
+def verify(rule: Verifier, replies: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[float]:
+    """What each reply gets by the rule; 1: right.
+
+    Args:
+        rule: The rule.
+        replies: Texts of the replies.
+        rows: The row of a prompts snapshot that each reply answers.
+    """
+    completions = [[{"role": "assistant", "content": reply}] for reply in replies]
+    return VERIFIERS[rule.kind](completions=completions, answer=[row["answer"] for row in rows])
 
 
 def _reply(completion: Conversation) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from models.artifacts import Precision
 from models.contract import Contract
 from models.errors import InputError
 from models.publishing import DTYPES, PRECISIONS, Dossier, Dtype, ExportRequest
-from models.recipe import Precision
 from tasks.child import run_in_child
 from tasks.child_main import ChildOptions
 from tasks.core import entry

@@ -1,0 +1,135 @@
+"""What a reply is judged by: rules that a program can verify, reward models, and functions of the user's own.
+
+One flat contract serves the YAML file and the form; which options go with which kind is checked here.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, JsonValue, model_validator
+
+from models.contract import Contract
+
+VerifierKind = Literal[
+    "exact_answer", "exact_number", "math_verify", "choice", "regex", "format", "length", "instructions"
+]
+RewardKind = Literal[VerifierKind, "reward_model", "trl", "function"]
+Shape = Literal["think", "think_answer", "boxed", "json"]
+TRLReward = Literal[
+    "accuracy_reward",
+    "reasoning_accuracy_reward",
+    "get_cosine_scaled_reward",
+    "think_format_reward",
+    "get_repetition_penalty_reward",
+    "get_soft_overlong_punishment",
+]
+
+_OPTIONS: dict[str, tuple[str, ...]] = {
+    "column": (
+        "exact_answer", "exact_number", "math_verify", "choice", "instructions", "trl", "function",
+    ),
+    "pattern": ("regex",),
+    "shape": ("format",),
+    "min_words": ("length",),
+    "max_words": ("length",),
+    "model": ("reward_model",),
+    "revision": ("reward_model",),
+    "function": ("function",),
+    "trl": ("trl",),
+    "options": ("trl", "function"),
+    "timeout_seconds": ("function",),
+    "memory_limit_bytes": ("function",),
+    "failures_allowed": ("function",),
+}  # fmt: skip
+"""Options, and the kinds that they have an effect on."""
+_REQUIRED = {"regex": "pattern", "format": "shape", "trl": "trl", "function": "function"}
+"""Kinds, and the option that each cannot do without."""
+
+
+class _Rule(Contract):
+    """The options of the rules that a program can verify."""
+
+    column: str = Field("answer", min_length=1, title="Expected column")
+    """Column of the row that holds what is right: accepted answers, or for `instructions` nothing but their ids."""
+    pattern: str | None = Field(None, title="Pattern")
+    """For `regex`: a Python regular expression that must be found in the reply."""
+    shape: Shape | None = Field(None, title="Shape")
+    """For `format`. `think`: thoughts between `<think>` and `</think>`, then the answer; `think_answer`: the answer
+    between `<answer>` and `</answer>` as well; `boxed`: a formula in `\\boxed{}`; `json`: nothing but valid JSON."""
+    min_words: int | None = Field(None, ge=0, title="Fewest words")
+    """For `length`: a reply with fewer words gets the share of them that it has."""
+    max_words: Annotated[int, Field(ge=1)] | None = Field(None, title="Most words")
+    """For `length`: a reply with more words gets nothing from twice as many on, and in between in proportion."""
+
+    @model_validator(mode="after")
+    def _options_have_an_effect(self) -> "_Rule":
+        kind = str(getattr(self, "kind", ""))
+        for option in self.model_fields_set & _OPTIONS.keys():
+            default = type(self).model_fields[option].default
+            if kind not in _OPTIONS[option] and getattr(self, option) != default:
+                kinds = " or ".join(_OPTIONS[option])
+                raise ValueError(f"{option} has no effect on kind '{kind}', only on {kinds}; remove it")
+        needed = _REQUIRED.get(kind)
+        if needed and getattr(self, needed) is None:
+            raise ValueError(f"kind '{kind}' needs {needed}; add it")
+        if kind == "length" and self.min_words is None and self.max_words is None:
+            raise ValueError("kind 'length' needs min_words or max_words; add one of them")
+        if (self.min_words or 0) > (self.max_words or float("inf")):
+            raise ValueError(f"min_words {self.min_words} is above max_words {self.max_words}; lower it")
+        return self
+
+
+class Verifier(_Rule):
+    """Decides whether a reply is right, as a program can."""
+
+    kind: VerifierKind = Field("exact_answer", title="Kind")
+    """`exact_answer`: the reply is an accepted answer; `exact_number`: its final number equals the accepted one's;
+    `math_verify`: its last formula does, as mathematics; `choice`: the option that it settles on is the accepted
+    letter; `regex`: a pattern is found; `format`: it has a shape; `length`: its words are within bounds;
+    `instructions`: IFEval's rules (Zhou et al. 2023, arXiv 2311.07911), whose ids and arguments the row names."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_name_is_enough(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+
+class Reward(_Rule):
+    """One term of GRPO's reward."""
+
+    kind: RewardKind = Field(title="Kind")
+    """`reward_model`: this run's reward model, or another one; `trl`: one of TRL's own functions; `function`: a Python
+    function of yours; otherwise a verifier, which gives 1 where a reply is right: see the evaluation's."""
+    weight: float = Field(1.0, title="Weight")
+    """Factor of this term in the sum."""
+    name: str | None = Field(None, min_length=1, max_length=60, pattern=r"^[\w .:-]+$", title="Name")
+    """What figures and the report call it; default: its kind, or its function's name."""
+    model: str | None = Field(None, min_length=1, title="Reward model")
+    """For `reward_model`: an alias, a checkpoint's name, a folder, or a hub id; default: this run's own."""
+    revision: str | None = Field(None, title="Revision")
+    """For `reward_model` from the hub: commit, tag or branch; it is pinned to the commit that it points to."""
+    function: str | None = Field(None, title="Function")
+    """For `function`: `package.module:name`, or `path/to/file.py:name`; paths start at the recipe. Takes what TRL's
+    reward functions take (prompts, completions, completion_ids and every column of the row, as keywords) and returns
+    one number, or none, a completion; may be `async`. It runs in a process of its own."""
+    trl: TRLReward | None = Field(None, title="TRL's function")
+    """For `trl`: its name in `trl.rewards`; one that is made from options (`get_…`) takes them from below."""
+    options: dict[str, JsonValue] = Field({}, title="Options")
+    """For `trl` and `function`: keyword arguments that are the same for every completion."""
+    timeout_seconds: float = Field(60.0, gt=0, title="Time limit in seconds")
+    """For `function`: a call that takes longer is ended, and its completions get nothing from this reward."""
+    memory_limit_bytes: int = Field(2_000_000_000, ge=2**26, title="Memory limit in bytes")
+    """For `function`: what its process may allocate."""
+    failures_allowed: float = Field(0.5, ge=0, le=1, title="Failures allowed")
+    """For `function`: share of its calls so far that may fail, from the fourth on; more stop the stage."""
+
+    @property
+    def label(self) -> str:
+        """What figures call it."""
+        called = (self.function or "").rpartition(":")[2] or self.trl
+        return self.name or called or self.kind
+
+    @model_validator(mode="after")
+    def _revision_needs_a_model(self) -> "Reward":
+        if self.revision and not self.model:
+            raise ValueError(f"revision '{self.revision}' needs a model from the hub; add model, or remove it")
+        return self
