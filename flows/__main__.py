@@ -11,10 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.chatting import chat
 from flows.keeping import aliases, import_, promote, prune
 from flows.lineage import diff, lineage
 from flows.publishing import export
-from flows.reading import chat, print_json, runs, verify
+from flows.reading import print_json, runs, verify
 from flows.session import configure_prefect, fail, in_prefect
 from models.errors import AlignError, InputError
 

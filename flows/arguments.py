@@ -33,7 +33,7 @@ _PURPOSES = {
     "lineage": "Show what a folder is made of, down to base model and datasets, or what was made from it.",
     "diff": "Show what differs between two checkpoints: recipe, data, code, versions, machine and figures.",
     "verify": "Read every file again and compare it with its manifest's digest, or an exported folder's with its own.",
-    "chat": "Talk to a checkpoint.",
+    "chat": "Talk to a checkpoint, or to two of them side by side.",
     "reproduce": "Train a checkpoint again from its manifest alone, and say whether the weights are the same.",
     "promote": "Point an alias to a checkpoint, once every byte of that has been verified, or back.",
     "aliases": "List the aliases with their history.",
@@ -128,7 +128,12 @@ def _add_lineage(command: ArgumentParser) -> None:
 
 
 def _add_chat(command: ArgumentParser) -> None:
+    command.add_argument(
+        "other", metavar="OTHER", nargs="?",
+        help="a second checkpoint that gets the same messages; a reward model scores the first one's replies",
+    )  # fmt: skip
     command.add_argument("--prompt", help="print the reply to this text and end; default: a conversation")
+    command.add_argument("--json", action="store_true", help="with --prompt: print the replies by name as JSON")
     command.add_argument("--max_new_tokens", type=_positive, default=256, help="a reply stops here (default: 256)")
     command.add_argument("--temperature", type=_temperature, default=0.0, help="0: the most likely reply (default: 0)")
 

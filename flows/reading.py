@@ -1,4 +1,4 @@
-"""The commands that read the artifact root: `align runs`, `verify` and `chat`.
+"""The commands that read the artifact root, `align runs` and `verify`, and what other commands share with them.
 
 Heavy imports stay inside the functions.
 """
@@ -7,11 +7,11 @@ Heavy imports stay inside the functions.
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.errors import DamagedArtifact, InputError
+from models.errors import InputError
 
 if TYPE_CHECKING:
     from tasks.child_main import ChildOptions
@@ -77,26 +77,6 @@ def _tracked(folders: "list[Path]") -> "Iterable[Path]":
     return track(folders, "reading", console=console, transient=True, disable=not console.is_terminal)
 
 
-def chat(arguments: Namespace) -> int:
-    """Talk to a checkpoint."""
-    from tasks.finding import resolve
-    from tasks.store import damage
-
-    store = open_store()
-    path, manifest = resolve(store, arguments.checkpoint)
-    if damaged := damage(path):
-        raise DamagedArtifact(f"{damaged[0]}; run its recipe again to make it anew")
-    if manifest.identity.get("stage") == "reward":
-        raise InputError(f"{path.name} is a reward model, which scores texts and writes none; choose another stage")
-    make_whole(store, path)
-    reply = _speaker(path, manifest.origin.get("system_prompt"), arguments)
-    if arguments.prompt is not None:
-        print(reply(arguments.prompt))
-    else:
-        _converse(reply)
-    return 0
-
-
 def make_whole(store: "ArtifactStore", path: Path) -> None:
     """Rebuild the weights of a pruned checkpoint, where that is what it is, and say so.
 
@@ -128,39 +108,6 @@ def child_options() -> "ChildOptions":
     settings = load_settings()
     threads = settings.threads or inspect_machine(settings).cores
     return ChildOptions(threads=threads, memory_limit_bytes=settings.memory_limit_bytes)
-
-
-def _speaker(path: Path, system_prompt: str | None, arguments: Namespace) -> Callable[[str], str]:
-    """Load a model; the function returned goes on with one conversation."""
-    from settings.machine import inspect_machine
-    from settings.settings import load_settings
-    from tasks.core.generation import chat_generate, load_chat
-
-    chat = load_chat(path, device=inspect_machine(load_settings()).device)
-    messages = [{"role": "system", "content": system_prompt}] if system_prompt else []
-
-    def reply(text: str) -> str:
-        messages.append({"role": "user", "content": text})
-        answer = chat_generate(
-            chat, messages, max_new_tokens=arguments.max_new_tokens, temperature=arguments.temperature
-        )
-        messages.append({"role": "assistant", "content": answer})
-        return answer
-
-    return reply
-
-
-def _converse(reply: Callable[[str], str]) -> None:
-    """Answer line after line until the input ends."""
-    print("Type a message; an empty line or Ctrl-D ends the conversation.", file=sys.stderr)
-    while True:
-        try:
-            text = input("> ").strip()
-        except EOFError:
-            return
-        if not text:
-            return
-        print(reply(text))
 
 
 def open_store() -> "ArtifactStore":

@@ -1,15 +1,22 @@
-"""Replies of a model to conversations: one at a time for a chat, batched by length for an evaluation."""
+"""Replies of a model to conversations: streamed or whole for a chat, batched by length for an evaluation."""
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Event
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
 from transformers.utils.logging import disable_progress_bar
 
+from models.errors import InputError
 from tasks.core.loading import load_policy, load_tokenizer
 from tasks.core.memory import in_parts
 from tasks.core.plan import BATCH_TOKENS
@@ -45,6 +52,94 @@ def chat_generate(
         temperature: 0: the most likely token each time.
     """
     return generate(chat, [messages], max_new_tokens=max_new_tokens, temperature=temperature)[0][0]
+
+
+def stream(
+    chat: ChatModel, messages: Sequence[Message], *, max_new_tokens: int = 256, temperature: float = 0.0
+) -> Generator[str, None, None]:
+    """The reply of `chat_generate` in pieces, each as soon as it is generated; joined they are the same text.
+
+    The model generates in a thread of its own, and stops after its present token where the iterator is closed. A reply
+    ends at the latest where the model's positions end.
+
+    Args:
+        chat: The model.
+        messages: Turns with `role` and `content`, the last one the user's.
+        max_new_tokens: The reply stops here at the latest.
+        temperature: 0: the most likely token each time.
+
+    Yields:
+        Text without special tokens; at least one piece, which is empty where the model says nothing.
+
+    Raises:
+        InputError: the chat template refuses the conversation, or it takes all of the model's positions.
+    """
+    try:
+        prompt = _prompt_tokens(chat.tokenizer, messages)
+    except TemplateError as error:
+        raise InputError(f"the model's chat template refuses this conversation: {error}") from error
+    handover = _Handover()
+    with ThreadPoolExecutor(1) as thread:
+        reply = thread.submit(
+            _generate_batch, chat, [prompt], max_new_tokens=min(max_new_tokens, _positions_left(chat, prompt)),
+            temperature=temperature, num_replies=1, streamer=handover, stopping_criteria=[handover.is_stopped],
+        )  # fmt: skip
+        reply.add_done_callback(lambda _: handover.tokens.put(None))
+        try:
+            yield from _pieces(chat.tokenizer, handover)
+        finally:
+            handover.stopped.set()
+    reply.result()
+
+
+def _positions_left(chat: ChatModel, prompt: list[int]) -> int:
+    """How many tokens a reply may have.
+
+    Raises:
+        InputError: none.
+    """
+    positions = getattr(chat.model.config, "max_position_embeddings", None) or sys.maxsize
+    if len(prompt) >= positions:
+        raise InputError(
+            f"the conversation has {len(prompt)} tokens and the model {positions} positions; begin a new one"
+        )
+    return positions - len(prompt)
+
+
+class _Handover(BaseStreamer):
+    """Tokens on their way from the thread that generates them to the one that shows them; None: that was all."""
+
+    def __init__(self) -> None:
+        self.tokens: SimpleQueue[torch.Tensor | None] = SimpleQueue()
+        self.stopped = Event()
+
+    def put(self, value: torch.Tensor) -> None:
+        self.tokens.put(value)
+
+    def end(self) -> None:
+        """Nothing: the thread's end is the end."""
+
+    def is_stopped(self, tokens: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        return torch.full((len(tokens),), self.stopped.is_set(), device=tokens.device)
+
+    def __iter__(self) -> Iterator[int]:
+        """The reply's tokens as they come."""
+        prompt_and_reply = iter(self.tokens.get, None)
+        next(prompt_and_reply, None)
+        return (int(token) for token in prompt_and_reply)
+
+
+def _pieces(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[int]) -> Iterator[str]:
+    """What each token adds to the text, held back while its last character is incomplete."""
+    so_far: list[int] = []
+    text = shown = ""
+    for token in tokens:
+        so_far.append(token)
+        text = tokenizer.decode(so_far, skip_special_tokens=True)
+        if not text.endswith("\ufffd"):
+            yield text[len(shown) :]
+            shown = text
+    yield text[len(shown) :]
 
 
 def generate(
@@ -100,7 +195,13 @@ def _batches(prompts: list[list[int]], max_new_tokens: int, batch_tokens: int) -
 
 @torch.inference_mode()
 def _generate_batch(
-    chat: ChatModel, prompts: Sequence[list[int]], *, max_new_tokens: int, temperature: float, num_replies: int
+    chat: ChatModel,
+    prompts: Sequence[list[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    num_replies: int,
+    **watching: Any,
 ) -> list[list[str]]:
     padded = chat.tokenizer.pad({"input_ids": list(prompts)}, padding_side="left", return_tensors="pt").to(
         chat.model.device
@@ -112,6 +213,7 @@ def _generate_batch(
         past_key_values=_prefill(chat, padded, num_replies),
         max_new_tokens=max_new_tokens,
         pad_token_id=chat.tokenizer.pad_token_id,
+        **watching,
     )
     texts = chat.tokenizer.batch_decode(output[:, padded["input_ids"].shape[1] :], skip_special_tokens=True)
     return [texts[start : start + num_replies] for start in range(0, len(texts), num_replies)]

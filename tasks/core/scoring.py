@@ -45,6 +45,14 @@ def more_likely(
 
 
 @torch.inference_mode()
+def score(scorer: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, conversation: Sequence[Row]) -> float:
+    """What a reward model gives a conversation that ends with the assistant's turn; only differences mean something."""
+    text = tokenizer.apply_chat_template(list(conversation), tokenize=False)
+    batch = tokenizer(text, add_special_tokens=False, return_tensors="pt").to(scorer.device)
+    return float(scorer(**batch).logits[0, 0])
+
+
+@torch.inference_mode()
 def _compare(
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[Row],
