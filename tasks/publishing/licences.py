@@ -4,8 +4,9 @@ Whether a trained model is a derived work of its data is an open question; here 
 """
 
 from collections.abc import Iterable, Iterator
+from functools import cache
 from itertools import combinations, product
-from typing import get_args
+from typing import Any, get_args
 
 from models.publishing import Family, LicenseClaim, Licensing
 
@@ -56,12 +57,20 @@ def combine(claims: Iterable[LicenseClaim]) -> Licensing:
 
 def spdx_identifier(license: str) -> str | None:
     """The expression in SPDX's own spelling; none where it holds a word that SPDX does not know."""
-    from license_expression import ExpressionError, get_spdx_licensing
+    from license_expression import ExpressionError
 
     try:
-        return str(get_spdx_licensing().parse(license, validate=True))
+        return str(_spdx().parse(license, validate=True))
     except ExpressionError:
         return None
+
+
+@cache
+def _spdx() -> Any:
+    """The parser of SPDX expressions, whose list of licences takes a moment to read."""
+    from license_expression import get_spdx_licensing
+
+    return get_spdx_licensing()
 
 
 def _cautions(claims: Iterable[LicenseClaim]) -> Iterator[str]:
@@ -97,10 +106,10 @@ def _family(name: str) -> Family:
 
 def _decisive(license: str) -> str:
     """The one licence that decides what an expression asks for, by the hub's name where it has one."""
-    from license_expression import ExpressionError, get_spdx_licensing
+    from license_expression import ExpressionError
 
     try:
-        return _decisive_term(get_spdx_licensing().parse(license))
+        return _decisive_term(_spdx().parse(license))
     except ExpressionError:
         return _hub_name(license)
 
