@@ -62,7 +62,7 @@ def _copied_to_memory(home: Path, state: State) -> sqlite3.Connection:
     """What can be read of the file, brought up to date in memory."""
     database = sqlite3.connect(":memory:", isolation_level=None)
     try:
-        with closing(sqlite3.connect(f"{(home / INDEX).as_uri()}?mode=ro", uri=True)) as file:
+        with closing(sqlite3.connect(f"{(home / INDEX).as_uri()}?mode=ro", uri=True, timeout=0)) as file:
             file.backup(database, progress=_give_up_where_locked)
         _update(database, home, state)
     except sqlite3.DatabaseError:
