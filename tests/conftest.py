@@ -1,5 +1,6 @@
 """What tests share: a tiny model and its data, a Prefect API and one finished run; each made once and on demand."""
 
+import gc
 import json
 import os
 import shutil
@@ -31,6 +32,12 @@ def pytest_configure() -> None:
         del os.environ[name]
     os.environ.update(_OFFLINE)
     Settings.model_config["env_file"] = None
+
+
+def pytest_collection_finish() -> None:
+    """Let no later garbage collection look through the libraries and tests again, which stay to the end."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -94,7 +101,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
             """Nothing: the test's output is its own."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
         yield answers
