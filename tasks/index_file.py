@@ -18,15 +18,15 @@ _LAYOUT = 1
 """Raise it with every change to the tables or to what is put into them."""
 _SECONDS_TO_WAIT = 2.0
 """For another process that writes the index; after that, this one does without the file."""
-_TABLES = """
-CREATE TABLE seen (place TEXT PRIMARY KEY, modified_ns INTEGER, size INTEGER);
-CREATE TABLE folders (name TEXT PRIMARY KEY, kind TEXT, stage TEXT, fingerprint TEXT, created TEXT, run TEXT,
-    parents TEXT, origin TEXT, metrics TEXT, place TEXT, modified_ns INTEGER);
-CREATE TABLE edges (child TEXT, role TEXT, parent TEXT, PRIMARY KEY (child, role));
-CREATE INDEX edges_by_parent ON edges (parent);
-CREATE TABLE tells (teller TEXT, told TEXT, PRIMARY KEY (teller, told)) WITHOUT ROWID;
-CREATE INDEX tells_by_told ON tells (told);
-"""
+_TABLES = (
+    "CREATE TABLE seen (place TEXT PRIMARY KEY, modified_ns INTEGER, size INTEGER)",
+    "CREATE TABLE folders (name TEXT PRIMARY KEY, kind TEXT, stage TEXT, fingerprint TEXT, created TEXT, run TEXT, "
+    "parents TEXT, origin TEXT, metrics TEXT, place TEXT, modified_ns INTEGER)",
+    "CREATE TABLE edges (child TEXT, role TEXT, parent TEXT, PRIMARY KEY (child, role))",
+    "CREATE INDEX edges_by_parent ON edges (parent)",
+    "CREATE TABLE tells (teller TEXT, told TEXT, PRIMARY KEY (teller, told)) WITHOUT ROWID",
+    "CREATE INDEX tells_by_told ON tells (told)",
+)
 State = dict[str, tuple[int, int]]
 """Time of change in nanoseconds and size of each manifest, by its folder's place in the root."""
 
@@ -101,11 +101,11 @@ def _update(database: sqlite3.Connection, home: Path, state: State) -> None:
     Raises:
         sqlite3.DatabaseError: the database is damaged, locked, or cannot be written.
     """
-    if _layout(database) == _LAYOUT and _known(database) == state:
+    if _is_current(database) and _known(database) == state:
         return
     database.execute("BEGIN IMMEDIATE")
     try:
-        if _layout(database) != _LAYOUT:
+        if not _is_current(database):
             _create_tables(database)
         known = _known(database)
         _remove(database, known.keys() - state.keys())
@@ -120,15 +120,18 @@ def _update(database: sqlite3.Connection, home: Path, state: State) -> None:
         raise
 
 
-def _layout(database: sqlite3.Connection) -> int:
-    return int(database.execute("PRAGMA user_version").fetchone()[0])
+def _is_current(database: sqlite3.Connection) -> bool:
+    """Whether the database is of this layout and has every table and index just as it is made here."""
+    (layout,) = database.execute("PRAGMA user_version").fetchone()
+    made = database.execute("SELECT sql FROM sqlite_master WHERE type IN ('table', 'index') AND sql IS NOT NULL")
+    return bool(layout == _LAYOUT and {sql for (sql,) in made} == set(_TABLES))
 
 
 def _create_tables(database: sqlite3.Connection) -> None:
     tables = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
     for (table,) in tables:
         database.execute(f'DROP TABLE "{table}"')
-    for statement in filter(str.strip, _TABLES.split(";")):
+    for statement in _TABLES:
         database.execute(statement)
     database.execute(f"PRAGMA user_version = {_LAYOUT}")
 

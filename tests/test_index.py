@@ -86,12 +86,41 @@ def another_layout(file: Path) -> None:
         database.execute("PRAGMA user_version = 99")
 
 
+def lose(table: str) -> Callable[[Path], None]:
+    def harm(file: Path) -> None:
+        with closing(sqlite3.connect(file)) as database:
+            database.execute(f"DROP TABLE {table}")
+
+    return harm
+
+
+def change_a_table(file: Path) -> None:
+    with closing(sqlite3.connect(file)) as database:
+        database.execute("ALTER TABLE folders RENAME COLUMN stage TO step")
+
+
 def replace_by_a_folder(file: Path) -> None:
     file.unlink()
     file.mkdir()
 
 
-@pytest.mark.parametrize("harm", [remove, garble, cut, another_layout, replace_by_a_folder])
+LOSSES = [lose(table) for table in ("seen", "folders", "edges", "tells")]
+
+
+@pytest.mark.parametrize("harm", [*LOSSES, change_a_table, another_layout])
+def test_tables_that_are_missing_or_others_are_made_again_on_the_disk(
+    store: ArtifactStore, folders: dict[str, Path], harm: Callable[[Path], None]
+) -> None:
+    expected = names(store, name_of("sft"))
+    harm(store.home / INDEX)
+    assert names(store, name_of("sft")) == expected
+    with closing(sqlite3.connect(store.home / INDEX)) as database:
+        tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        assert tables == {"seen", "folders", "edges", "tells"}
+        assert database.execute("SELECT count(stage) FROM folders").fetchone() == (len(folders),)
+
+
+@pytest.mark.parametrize("harm", [remove, garble, cut, another_layout, replace_by_a_folder, *LOSSES, change_a_table])
 def test_an_index_that_is_of_no_use_is_done_without(
     store: ArtifactStore, folders: dict[str, Path], harm: Callable[[Path], None]
 ) -> None:
