@@ -28,8 +28,9 @@ def promote(arguments: Namespace) -> int:
         make_whole(store, resolve(store, before(store.home, alias).checkpoint)[0])
         now, changed = rollback(store, alias, _say, **told), True
     else:
-        make_whole(store, resolve(store, arguments.checkpoint)[0])
-        now, changed = point_to(store, arguments.checkpoint, alias, _say, **told)
+        path = resolve(store, arguments.checkpoint)[0]
+        make_whole(store, path)
+        now, changed = point_to(store, path, alias, _say, **told)
     previous = now.history[-1].previous
     said = f", before {previous}" * bool(previous) if changed else " already"
     print(f"{alias} -> {now.checkpoint}{said}")

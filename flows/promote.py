@@ -6,6 +6,7 @@ from prefect.runtime import flow_run
 from models.aliases import CHAMPION, Alias
 from models.errors import InputError
 from settings.settings import load_settings
+from tasks.finding import resolve
 from tasks.promoting import promote as point_to
 from tasks.promoting import rollback as point_back
 from tasks.store import ArtifactStore
@@ -30,7 +31,7 @@ def promote(
     store = ArtifactStore(settings.home)
     told = {"by": by or settings.promoted_by, "reason": reason, "flow_run": str(flow_run.id or "")}
     if checkpoint:
-        now, _ = point_to(store, checkpoint, alias, logger.info, **told)
+        now, _ = point_to(store, resolve(store, checkpoint)[0], alias, logger.info, **told)
     else:
         now = point_back(store, alias, logger.info, **told)
     logger.info("%s points to %s", alias, now.checkpoint)

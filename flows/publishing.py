@@ -26,8 +26,9 @@ def export(arguments: Namespace) -> int:
     if arguments.push:
         check_push(arguments.push, arguments.public)
     store = open_store()
-    make_whole(store, resolve(store, arguments.checkpoint)[0])
-    written = write(store, arguments.checkpoint, folder, request, child_options(), _tell)
+    path = resolve(store, arguments.checkpoint)[0]
+    make_whole(store, path)
+    written = write(store, path, folder, request, child_options(), _tell)
     commit = push(folder, written, arguments.push, arguments.public) if arguments.push else ""
     if arguments.json:
         print(written.model_dump_json(indent=2))

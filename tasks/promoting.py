@@ -10,15 +10,15 @@ from models.errors import DamagedArtifact, InputError
 from tasks.aliases import changing, read_alias, write_alias
 from tasks.finding import resolve
 from tasks.pruned import is_pruned
-from tasks.store import ArtifactStore, Waiting, damage, utc_now
+from tasks.store import ArtifactStore, Waiting, damage, read_manifest, utc_now
 
 
-def promote(store: ArtifactStore, wanted: str, alias: str, waiting: Waiting, **told: Any) -> tuple[Alias, bool]:
+def promote(store: ArtifactStore, path: Path, alias: str, waiting: Waiting, **told: Any) -> tuple[Alias, bool]:
     """Point an alias to a checkpoint.
 
     Args:
         store: The artifact root.
-        wanted: The checkpoint, as `tasks.finding.resolve` takes it.
+        path: The checkpoint's folder, as `tasks.finding.resolve` finds it.
         alias: The alias; made where there is none of that name.
         waiting: Called where another process is at work on the checkpoint.
         told: Further fields of `Promotion`: `by`, `reason`, `command` or `flow_run`, `gate`.
@@ -27,12 +27,12 @@ def promote(store: ArtifactStore, wanted: str, alias: str, waiting: Waiting, **t
         The alias as it is now, and whether that has changed: one that points there already stays as it is.
 
     Raises:
-        InputError: there is no such checkpoint, or the alias has an impossible name.
+        InputError: the alias has an impossible name.
         DamagedArtifact: the checkpoint is not whole.
     """
     if problem := alias_problem(alias):
         raise InputError(f"'{alias}' cannot be an alias: {problem}")
-    path, manifest = resolve(store, wanted)
+    manifest = read_manifest(path)
     with _holding(store, path, manifest, waiting), changing(store.home, alias):
         _refuse_unless_whole(path)
         known = read_alias(store.home, alias)

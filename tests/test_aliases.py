@@ -24,6 +24,10 @@ from tests.folders import name_of, publish
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def to_champion(store: ArtifactStore, wanted: str) -> None:
+    promote(store, resolve(store, wanted)[0], "champion", print)
+
+
 def said(store: ArtifactStore) -> list[tuple[str, str, str | None]]:
     """The history of `champion`: kind, checkpoint, previous."""
     alias = read_alias(store.home, "champion")
@@ -65,9 +69,9 @@ def test_promotion_and_rollback_keep_the_whole_history(
 
 def test_a_promotion_after_a_rollback_goes_back_to_what_stood(store: ArtifactStore) -> None:
     for wanted in ("sft", "reward"):
-        promote(store, wanted, "champion", print)
+        to_champion(store, wanted)
     rollback(store, "champion", print)
-    promote(store, "dpo", "champion", print)
+    to_champion(store, "dpo")
     assert rollback(store, "champion", print).checkpoint == name_of("sft")
 
 
@@ -109,7 +113,7 @@ def test_a_damaged_checkpoint_is_not_promoted(store: ArtifactStore, capsys: pyte
 
 def test_a_rollback_verifies_too(store: ArtifactStore) -> None:
     for wanted in ("sft", "dpo"):
-        promote(store, wanted, "champion", print)
+        to_champion(store, wanted)
     (store.folder("checkpoint", name_of("sft")) / "config.json").unlink()
     with pytest.raises(DamagedArtifact, match=r"config\.json: missing; nothing was promoted"):
         rollback(store, "champion", print)
@@ -117,7 +121,7 @@ def test_a_rollback_verifies_too(store: ArtifactStore) -> None:
 
 
 def test_an_alias_whose_checkpoint_is_gone_says_so(store: ArtifactStore, capsys: pytest.CaptureFixture[str]) -> None:
-    promote(store, "dpo", "champion", print)
+    to_champion(store, "dpo")
     store.folder("checkpoint", name_of("dpo")).rename(store.home / "elsewhere")
     assert main(["lineage", "champion"]) == 2
     assert f"'champion' points to {name_of('dpo')}, which is not in" in capsys.readouterr().err
@@ -208,7 +212,8 @@ def test_promotions_at_once_do_not_lose_one_another(store: ArtifactStore) -> Non
     code = (
         "import sys; from pathlib import Path\n"
         "from tasks.promoting import promote; from tasks.store import ArtifactStore\n"
-        "for name in sys.argv[2:]: promote(ArtifactStore(Path(sys.argv[1])), name, 'champion', print)\n"
+        "store = ArtifactStore(Path(sys.argv[1]))\n"
+        "for name in sys.argv[2:]: promote(store, store.folder('checkpoint', name), 'champion', print)\n"
     )
     processes = [
         subprocess.Popen([sys.executable, "-c", code, store.home, *checkpoints[half::2]], cwd=ROOT) for half in (0, 1)
@@ -230,12 +235,12 @@ def test_promotions_at_once_do_not_lose_one_another(store: ArtifactStore) -> Non
     ],
 )
 def test_a_broken_alias_is_not_guessed_at(store: ArtifactStore, content: str, says: str) -> None:
-    promote(store, "sft", "champion", print)
+    to_champion(store, "sft")
     file = store.home / "aliases" / "champion.json"
     file.write_text(content)
     for act in (
         lambda: resolve(store, "champion"),
-        lambda: promote(store, "dpo", "champion", print),
+        lambda: to_champion(store, "dpo"),
         lambda: all_aliases(store.home),
     ):
         with pytest.raises(DamagedArtifact, match=says):
@@ -245,7 +250,7 @@ def test_a_broken_alias_is_not_guessed_at(store: ArtifactStore, content: str, sa
 
 def test_a_history_that_does_not_hang_together_is_refused(store: ArtifactStore) -> None:
     for wanted in ("sft", "dpo"):
-        promote(store, wanted, "champion", print)
+        to_champion(store, wanted)
     file = store.home / "aliases" / "champion.json"
     alias = json.loads(file.read_text())
     del alias["history"][0]
@@ -255,7 +260,7 @@ def test_a_history_that_does_not_hang_together_is_refused(store: ArtifactStore) 
 
 
 def test_an_alias_under_another_name_is_refused(store: ArtifactStore) -> None:
-    promote(store, "sft", "champion", print)
+    to_champion(store, "sft")
     (store.home / "aliases" / "champion.json").rename(store.home / "aliases" / "candidate.json")
     with pytest.raises(DamagedArtifact, match="holds the alias 'champion'"):
         resolve(store, "candidate")

@@ -19,14 +19,13 @@ from models.publishing import Dossier, Export, ExportRequest
 from tasks.child_main import ChildOptions
 from tasks.code_version import code_version
 from tasks.files import differences, is_disk_full, list_files, replace_file, sync
-from tasks.finding import resolve
 from tasks.pruned import is_pruned
 from tasks.publishing.bom import bill_of_materials
 from tasks.publishing.card import model_card
 from tasks.publishing.dossier import gather
 from tasks.publishing.signing import SIGNATURE, UNSIGNED, check_signing, sign
 from tasks.publishing.weights import write_weights
-from tasks.store import MANIFEST, ArtifactStore, damage, utc_now
+from tasks.store import MANIFEST, ArtifactStore, damage, read_manifest, utc_now
 
 RECORD = "export.json"
 LINEAGE = "lineage.json"
@@ -38,13 +37,13 @@ Tell = Callable[[str], None]
 
 
 def export(
-    store: ArtifactStore, wanted: str, folder: Path, request: ExportRequest, options: ChildOptions, tell: Tell
+    store: ArtifactStore, path: Path, folder: Path, request: ExportRequest, options: ChildOptions, tell: Tell
 ) -> Export:
     """Write a checkpoint to `folder` for others.
 
     Args:
         store: The artifact root.
-        wanted: What `tasks.finding.resolve` takes.
+        path: The checkpoint's folder, as `tasks.finding.resolve` finds it.
         folder: Must not exist, or be empty.
         request: What to write.
         options: Threads and limits of the process that converts weights.
@@ -55,7 +54,6 @@ def export(
         DamagedArtifact: the checkpoint does not agree with its manifest; nothing was written.
         StageError: what was written differs from the checkpoint, or the disk is full; nothing was left.
     """
-    path, manifest = resolve(store, wanted)
     target = free_place(folder, store.home)
     if request.sign:
         check_signing(request.sign)
@@ -64,7 +62,7 @@ def export(
         raise DamagedArtifact(f"{damaged[0]}; run its recipe again to make it anew")
     if is_pruned(path):
         raise InputError(f"{path.name} was pruned: its files are gone; run its recipe again to make it anew")
-    dossier = gather(store, path.name, manifest)
+    dossier = gather(store, path.name, read_manifest(path))
     with _appearing_whole(target) as unfinished:
         return _write(path, dossier, unfinished, request, options, tell)
 
