@@ -1,6 +1,8 @@
 """Exported folders: whole or not there, verified on both sides, without a path of this machine."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from tests.published import HUB_ORIGIN, Shelf
 
 pytestmark = pytest.mark.slow
 
+ROOT = Path(__file__).resolve().parent.parent
 ABOUT = {"README.md", "bom.cdx.json", "export.json", "lineage.json"}
 
 
@@ -116,6 +119,34 @@ def test_what_was_pruned_and_cannot_be_rebuilt_is_not_handed_over(
     assert align("export", paper_shelf.dpo, "out") == 2
     assert "was pruned" in capsys.readouterr().err
     assert list(Path().iterdir()) == []
+
+
+BUSY = """
+import sys, time; from pathlib import Path; from tasks.publishing.export import _appearing_whole
+with _appearing_whole(Path(sys.argv[1])) as folder:
+    (folder / "model.safetensors").write_text("half")
+    print("begun", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_what_a_killed_export_leaves_is_removed_by_the_next_one(align: Callable[..., int]) -> None:
+    begun = []
+    for place in ("out", "out", "out.b"):
+        command = [sys.executable, "-c", BUSY, str(Path(place).absolute())]
+        begun.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE))
+        assert begun[-1].stdout
+        assert begun[-1].stdout.readline() == b"begun\n"
+    dead, living, other = begun
+    for process in (dead, other):
+        process.kill()
+        process.communicate()
+    assert len(list(Path().glob(".out*.unfinished"))) == 3
+    assert align("export", "sft", "out") == 0
+    assert len(list(Path().glob(".out.????????.unfinished"))) == 1
+    assert len(list(Path().glob(".out.b.*.unfinished"))) == 1
+    living.kill()
+    living.communicate()
 
 
 def append(place: Path) -> None:

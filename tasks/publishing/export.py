@@ -8,9 +8,11 @@ import json
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from models.artifacts import Manifest
@@ -31,6 +33,7 @@ RECORD = "export.json"
 LINEAGE = "lineage.json"
 BOM = "bom.cdx.json"
 CARD = "README.md"
+_LOCK = "lock"
 
 Tell = Callable[[str], None]
 """Gets what is being done, a few words at a time."""
@@ -145,19 +148,30 @@ def _refuse_miscopied(record: Export, manifest: Manifest) -> None:
 @contextmanager
 def _appearing_whole(target: Path) -> Iterator[Path]:
     """A folder to fill, of the same name as its place, to which it is moved at the end; removed where that fails."""
+    _remove_leftovers(target)
     place = target.parent / f".{target.name}.{secrets.token_hex(4)}.unfinished"
     try:
         folder = place / target.name
-        folder.mkdir(parents=True)
-        yield folder
-        for path in (*folder.rglob("*"), folder):
-            sync(path)
-        folder.rename(target)  # takes the place of an empty folder, too
-        sync(target.parent)
+        place.mkdir(parents=True)
+        with FileLock(place / _LOCK):
+            folder.mkdir()
+            yield folder
+            for path in (*folder.rglob("*"), folder):
+                sync(path)
+            folder.rename(target)  # takes the place of an empty folder, too
+            sync(target.parent)
     except OSError as error:
         raise _explain(error, target) from error
     finally:
         shutil.rmtree(place, ignore_errors=True)
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove what killed exports to the same place have left; a living one holds its lock."""
+    for place in target.parent.glob(f".{escape(target.name)}.????????.unfinished"):
+        if (place / target.name).is_dir():  # which is made after the lock is taken
+            with suppress(Timeout, OSError), FileLock(place / _LOCK, timeout=0):
+                shutil.rmtree(place, ignore_errors=True)
 
 
 def _explain(error: OSError, target: Path) -> Exception:
