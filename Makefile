@@ -41,7 +41,7 @@ bench: install
 # After changing a bound in pyproject.toml: resolve anew in an empty environment and write both locks.
 lock:
 	$(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/pip install --quiet torch==2.13.0 hatchling editables --group dev '.[sign]'
+	.venv-lock/bin/pip install --quiet torch==2.13.0 hatchling editables --group dev '.[sign,judge,harness]'
 	.venv-lock/bin/pip freeze --exclude alignment-pipeline | sed 's/+cpu$$//' > requirements.lock
 	rm -rf .venv-lock
 

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 from models.artifacts import Checkpoint, Dataset
 from models.evaluation import Estimate
-from models.recipe import DPO, GRPO, SFT, BaseModelSource, Quantization, RewardModel
+from models.recipe import DPO, GRPO, SFT, Quantization, RewardModel
+from models.sources import BaseModelSource
 from models.stages import BaseModelInput, DPOInput, GRPOInput, RewardInput, SFTInput, TrainingInput
 from tasks.child import run_in_child
 from tasks.child_main import ChildOptions

@@ -8,8 +8,9 @@ base model ─> train_sft ┤                       ├─> train_grpo ─> eval
 from prefect import flow
 
 from models.artifacts import Dataset, Stage
-from models.recipe import DatasetSource, Recipe
+from models.recipe import Recipe
 from models.run import RunRecord
+from models.sources import DatasetSource
 from models.stages import DPOInput, EvaluationInput, GRPOInput, RewardInput, SFTInput
 from settings.settings import load_settings
 from tasks.base_model import prepare_base_model

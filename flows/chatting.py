@@ -93,9 +93,14 @@ def _speaker(path: Path, manifest: "Manifest", arguments: Namespace) -> "Speaker
 def _judge(path: Path) -> "Judge":
     from flows.conversing import Judge
     from tasks.core.loading import load_scorer, load_tokenizer
-    from tasks.core.scoring import score
+    from tasks.core.scoring import Dialog, conversation_tokens, reward_scores
 
-    return Judge(path.name, partial(score, load_scorer(path, "auto", _device()).eval(), load_tokenizer(path)))
+    scorer, tokenizer = load_scorer(path, "auto", _device()).eval(), load_tokenizer(path)
+
+    def score(conversation: "Sequence[dict[str, str]]") -> float:
+        return reward_scores(scorer, tokenizer, [Dialog(conversation_tokens(tokenizer, conversation), 0)])[0]
+
+    return Judge(path.name, score)
 
 
 def _device() -> str:

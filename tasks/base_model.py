@@ -7,7 +7,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from models.artifacts import Checkpoint, Manifest
-from models.recipe import BaseModelSource
+from models.sources import BaseModelSource
 from models.stages import BaseModelInput
 from tasks.base_model_check import locate
 from tasks.child import run_in_child

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from models.contract import Contract
 from models.errors import InputError
 from models.fingerprint import fingerprint
-from models.recipe import BaseModelSource
+from models.sources import BaseModelSource
 from settings.chat_templates import chat_template
 from tasks.files import file_digest
 from tasks.sources import HUB_ID

@@ -8,7 +8,7 @@ from prefect.cache_policies import NO_CACHE
 
 from models.artifacts import Dataset, Manifest
 from models.fingerprint import ID_LENGTH, canonical_json, fingerprint
-from models.recipe import DatasetSource
+from models.sources import DatasetSource
 from tasks.child_main import ChildOptions
 from tasks.execution import Execution
 from tasks.files import file_digest

@@ -13,7 +13,8 @@ from models.artifacts import Stage
 from models.contract import Contract
 from models.errors import InputError
 from models.fingerprint import canonical_json, fingerprint
-from models.recipe import DatasetSource, Recipe, Training
+from models.recipe import Recipe, Training
+from models.sources import DatasetSource
 from tasks.rows import Role, Row, check_rows, snapshot_identity
 
 _LONGEST = 8

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import InputError
-from models.recipe import BaseModelSource, DatasetSource
+from models.sources import BaseModelSource, DatasetSource
 from tasks.base_model_check import look_up
 
 

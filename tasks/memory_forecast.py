@@ -7,7 +7,8 @@ import psutil
 
 from models.artifacts import Checkpoint
 from models.contract import Contract
-from models.recipe import BaseModelSource, Recipe
+from models.recipe import Recipe
+from models.sources import BaseModelSource
 from models.stages import BaseModelInput, TrainingInput
 from tasks.base_model_check import locate
 from tasks.child import run_in_child

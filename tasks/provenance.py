@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from prefect.runtime import flow_run, task_run
 
 from models.contract import Contract
-from models.recipe import BaseModelSource, DatasetSource
+from models.sources import BaseModelSource, DatasetSource
 from tasks.code_version import code_version
 from tasks.execution import Execution, library_versions
 

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from models.artifacts import Ancestor, Artifact, Checkpoint, Dataset, Manifest
 from models.errors import InputError
 from models.evaluation import Estimate
-from models.recipe import BaseModelSource, DatasetSource
 from models.reproduction import StageReproduction
+from models.sources import BaseModelSource, DatasetSource
 from models.stages import DPOInput, GRPOInput, RewardInput, SFTInput, TrainingInput
 from settings.machine import inspect_machine, resolve_precision
 from settings.settings import Settings

@@ -20,7 +20,7 @@ from typing import Literal
 
 from models.errors import InputError
 from models.fingerprint import canonical_json
-from models.recipe import DatasetSource
+from models.sources import DatasetSource
 from tasks import conversations
 from tasks.conversations import problem, shown, text
 from tasks.readers import Row, shown_names

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from models.errors import InputError
-from models.recipe import DatasetSource
+from models.sources import DatasetSource
 from tasks.readers import FORMATS, Entry, Row, file_entries, file_format, shown_names
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")

@@ -7,7 +7,8 @@ from typing import Any
 from models.artifacts import Manifest
 from models.evaluation import Estimate
 from models.fingerprint import ID_LENGTH, fingerprint
-from models.recipe import DPO, SFT, DatasetSource, RewardModel
+from models.recipe import DPO, SFT, RewardModel
+from models.sources import DatasetSource
 from tasks.store import ArtifactStore
 from tests.tiny import CHAT_TEMPLATE, write_rows
 

@@ -25,8 +25,6 @@ from flows.chatting import converse
 from flows.conversing import Chat, Pieces, Speaker
 from models.errors import InputError
 from tasks.core.generation import ChatModel, chat_generate, load_chat, stream
-from tasks.core.loading import load_scorer, load_tokenizer
-from tasks.core.scoring import preferred, score
 from tasks.store import ArtifactStore
 from tests.folders import content_of, name_of, publish
 from tests.published import Shelf, build_model, build_tokenizer
@@ -106,16 +104,6 @@ def test_what_the_template_refuses_is_said(shelf: Shelf) -> None:
 def test_an_error_in_the_generation_is_raised(model: ChatModel) -> None:
     with pytest.raises(ValueError, match="temperature"):
         list(stream(model, CONVERSATIONS[0], temperature=-1.0))
-
-
-@slow
-def test_a_score_is_the_one_that_preferences_are_judged_by(shelf: Shelf) -> None:
-    path = shelf.path(shelf.reward)
-    scorer, tokenizer = load_scorer(path, "auto").eval(), load_tokenizer(path)
-    prompt = CONVERSATIONS[0]
-    sides = {name: [{"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
-    higher = score(scorer, tokenizer, prompt + sides["chosen"]) > score(scorer, tokenizer, prompt + sides["rejected"])
-    assert preferred(scorer, tokenizer, [{"prompt": prompt, **sides}]) == [higher]
 
 
 def _echo(messages: Sequence[dict[str, str]]) -> Pieces:

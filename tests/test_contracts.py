@@ -16,20 +16,10 @@ from models.artifacts import Checkpoint, Dataset, Stage
 from models.contract import Contract
 from models.evaluation import Estimate
 from models.fingerprint import canonical_json, fingerprint
-from models.recipe import (
-    DPO,
-    GRPO,
-    SFT,
-    BaseModelSource,
-    DatasetSource,
-    Evaluation,
-    LoRA,
-    Quantization,
-    Recipe,
-    RewardModel,
-    Training,
-)
+from models.measurement import Evaluation
+from models.recipe import DPO, GRPO, SFT, LoRA, Quantization, Recipe, RewardModel, Training
 from models.rewards import Reward
+from models.sources import BaseModelSource, DatasetSource
 from models.stages import (
     BaseModelInput,
     DPOInput,

@@ -8,7 +8,8 @@ import pytest
 
 from benchmarks import memory
 from models.artifacts import Stage
-from models.recipe import DPO, GRPO, SFT, BaseModelSource, RewardModel, Training
+from models.recipe import DPO, GRPO, SFT, RewardModel, Training
+from models.sources import BaseModelSource
 from models.stages import BaseModelInput
 from settings.machine import Machine
 from settings.settings import Settings

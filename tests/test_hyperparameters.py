@@ -8,7 +8,9 @@ from trl import DPOConfig, GRPOConfig, RewardConfig, SFTConfig
 
 from models.errors import InputError
 from models.fingerprint import fingerprint
-from models.recipe import DPO, GRPO, SFT, BaseModelSource, DatasetSource, Evaluation, RewardModel, Training
+from models.measurement import Evaluation
+from models.recipe import DPO, GRPO, SFT, RewardModel, Training
+from models.sources import BaseModelSource, DatasetSource
 from models.stages import DPOInput, GRPOInput, RewardInput, SFTInput, TrainingInput
 from tasks.base_model_check import locate
 from tasks.core.conversion import prepare_tokenizer

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from models.recipe import BaseModelSource, DatasetSource
+from models.sources import BaseModelSource, DatasetSource
 from tasks.licensing import hub_dataset, model_license
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -11,9 +11,11 @@ import pytest
 
 from models.artifacts import Attempt, Checkpoint, Manifest, Stage
 from models.evaluation import Estimate, EvaluationResult, Sample
-from models.recipe import DPO, GRPO, SFT, BaseModelSource, DatasetSource, Evaluation, Recipe, RewardModel
+from models.measurement import Evaluation
+from models.recipe import DPO, GRPO, SFT, Recipe, RewardModel
 from models.rewards import Reward
 from models.run import RunRecord, StageOutcome
+from models.sources import BaseModelSource, DatasetSource
 from tasks.reporting.charts import learning_charts, metric_charts
 from tasks.reporting.page import LINEAGE_PAGE, render_report
 from tasks.reporting.picture import pictures

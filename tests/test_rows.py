@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from models.errors import InputError
-from models.recipe import DatasetSource
+from models.sources import DatasetSource
 from tasks.rows import CheckedRows, Role, Row, check_rows, digest, read_rows
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerBase
 
 from models.errors import InputError
-from models.recipe import BaseModelSource
+from models.sources import BaseModelSource
 from models.stages import BaseModelInput
 from settings.chat_templates import chat_template
 from tasks.core.loading import DTYPES

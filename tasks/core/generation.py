@@ -20,8 +20,21 @@ from models.errors import InputError
 from tasks.core.loading import load_policy, load_tokenizer
 from tasks.core.memory import in_parts
 from tasks.core.plan import BATCH_TOKENS
+from tasks.core.scoring import prompt_tokens
 
 Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model said."""
+
+    text: str
+    """Without special tokens."""
+    tokens: tuple[int, ...]
+    """Without the token that ended it."""
+    stopped: bool
+    """Whether it ended by itself, before the limit."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +64,7 @@ def chat_generate(
         max_new_tokens: The reply stops here at the latest.
         temperature: 0: the most likely token each time.
     """
-    return generate(chat, [messages], max_new_tokens=max_new_tokens, temperature=temperature)[0][0]
+    return generate(chat, [messages], max_new_tokens=max_new_tokens, temperature=temperature)[0][0].text
 
 
 def stream(
@@ -75,7 +88,7 @@ def stream(
         InputError: the chat template refuses the conversation, or it takes all of the model's positions.
     """
     try:
-        prompt = _prompt_tokens(chat.tokenizer, messages)
+        prompt = prompt_tokens(chat.tokenizer, messages)
     except TemplateError as error:
         raise InputError(f"the model's chat template refuses this conversation: {error}") from error
     handover = _Handover()
@@ -150,7 +163,7 @@ def generate(
     temperature: float = 0.0,
     num_replies: int = 1,
     on_progress: Callable[[int], None] = lambda done: None,
-) -> list[list[str]]:
+) -> list[list[Reply]]:
     """Replies to many conversations, computed in batches of similar length.
 
     Args:
@@ -162,24 +175,18 @@ def generate(
         on_progress: Called with the number of conversations answered so far.
 
     Returns:
-        Replies without special tokens, as (conversations, num_replies), in the order given.
+        Replies as (conversations, num_replies), in the order given.
     """
-    prompts = [_prompt_tokens(chat.tokenizer, messages) for messages in conversations]
-    replies: dict[int, list[str]] = {}
+    prompts = [prompt_tokens(chat.tokenizer, messages) for messages in conversations]
+    replies: dict[int, list[Reply]] = {}
     answer = partial(
         _generate_batch, chat, max_new_tokens=max_new_tokens, temperature=temperature, num_replies=num_replies
     )
     for batch in _batches(prompts, max_new_tokens, chat.batch_tokens // num_replies):
-        texts = in_parts(answer, [prompts[index] for index in batch])
-        replies |= dict(zip(batch, texts, strict=True))
+        found = in_parts(answer, [prompts[index] for index in batch])
+        replies |= dict(zip(batch, found, strict=True))
         on_progress(len(replies))
     return [replies[index] for index in range(len(prompts))]
-
-
-def _prompt_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-    tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return tokens
 
 
 def _batches(prompts: list[list[int]], max_new_tokens: int, batch_tokens: int) -> list[list[int]]:
@@ -202,7 +209,7 @@ def _generate_batch(
     temperature: float,
     num_replies: int,
     **watching: Any,
-) -> list[list[str]]:
+) -> list[list[Reply]]:
     padded = chat.tokenizer.pad({"input_ids": list(prompts)}, padding_side="left", return_tensors="pt").to(
         chat.model.device
     )
@@ -215,8 +222,22 @@ def _generate_batch(
         pad_token_id=chat.tokenizer.pad_token_id,
         **watching,
     )
-    texts = chat.tokenizer.batch_decode(output[:, padded["input_ids"].shape[1] :], skip_special_tokens=True)
-    return [texts[start : start + num_replies] for start in range(0, len(texts), num_replies)]
+    ends = _ends(chat.model)
+    replies = [_reply(chat.tokenizer, row, ends) for row in output[:, padded["input_ids"].shape[1] :].tolist()]
+    return [replies[start : start + num_replies] for start in range(0, len(replies), num_replies)]
+
+
+def _ends(model: PreTrainedModel) -> set[int]:
+    """The tokens that end a reply."""
+    ends = model.generation_config.eos_token_id
+    return set(ends if isinstance(ends, list) else [ends])
+
+
+def _reply(tokenizer: PreTrainedTokenizerBase, tokens: list[int], ends: set[int]) -> Reply:
+    """A reply from its row of a batch, where padding follows the token that ended it."""
+    length = next((position for position, token in enumerate(tokens) if token in ends), len(tokens))
+    text = tokenizer.decode(tokens, skip_special_tokens=True)
+    return Reply(text, tuple(tokens[:length]), stopped=length < len(tokens))
 
 
 def _prefill(chat: ChatModel, padded: Any, num_replies: int) -> DynamicCache | None:

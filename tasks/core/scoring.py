@@ -1,7 +1,7 @@
-"""Which side of a preference pair a model puts first: by log-probability for a policy, by score for a reward model."""
+"""What models make of given replies: a reward model's score, a policy's log-likelihood, its divergence from another."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -9,83 +9,118 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tasks.core.memory import in_parts
 from tasks.core.plan import BATCH_TOKENS
 
-Row = dict[str, Any]
+Message = dict[str, Any]
+Result = TypeVar("Result")
 
 
-def preferred(
-    scorer: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Row], batch_tokens: int = BATCH_TOKENS
-) -> list[bool]:
-    """Whether a reward model scores the chosen side of each pair higher than the rejected one."""
+class Dialog(NamedTuple):
+    """A prompt and a reply to it, as tokens."""
 
-    def scores(tokens: list[list[int]], starts: list[int]) -> torch.Tensor:
-        batch = tokenizer.pad({"input_ids": tokens}, padding_side="right", return_tensors="pt").to(scorer.device)
-        logits: torch.Tensor = scorer(**batch).logits
-        return logits[:, 0].float()
-
-    scorer.config.pad_token_id = tokenizer.pad_token_id
-    return _compare(tokenizer, pairs, scores, batch_tokens)
+    tokens: list[int]
+    """The whole conversation."""
+    start: int
+    """Position of the reply's first token."""
 
 
-def more_likely(
-    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Row], batch_tokens: int = BATCH_TOKENS
-) -> list[bool]:
-    """Whether a policy gives the chosen side of each pair, given the prompt, a higher log-probability."""
-
-    def logps(tokens: list[list[int]], starts: list[int]) -> torch.Tensor:
-        batch = tokenizer.pad({"input_ids": tokens}, padding_side="right", return_tensors="pt").to(policy.device)
-        logits = policy(**batch).logits[:, :-1].float()
-        targets = batch["input_ids"][:, 1:]
-        of_tokens = logits.log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-        positions = torch.arange(1, targets.shape[1] + 1, device=targets.device)
-        in_completion = positions >= torch.tensor(starts, device=targets.device).unsqueeze(1)
-        summed: torch.Tensor = (of_tokens * in_completion * batch["attention_mask"][:, 1:]).sum(-1)
-        return summed
-
-    return _compare(tokenizer, pairs, logps, batch_tokens // 2)  # logits take much more than keys and values do
+def dialog(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], reply: Sequence[Message]) -> Dialog:
+    """Put a conversation into the model's chat template; the reply ends with the end of its turn."""
+    return Dialog(conversation_tokens(tokenizer, [*prompt, *reply]), len(prompt_tokens(tokenizer, prompt)))
 
 
-@torch.inference_mode()
-def score(scorer: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, conversation: Sequence[Row]) -> float:
-    """What a reward model gives a conversation that ends with the assistant's turn; only differences mean something."""
-    text = tokenizer.apply_chat_template(list(conversation), tokenize=False)
-    batch = tokenizer(text, add_special_tokens=False, return_tensors="pt").to(scorer.device)
-    return float(scorer(**batch).logits[0, 0])
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message]) -> list[int]:
+    """The tokens of a conversation that a reply is asked for."""
+    text = tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
+    tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tokens
 
 
-@torch.inference_mode()
-def _compare(
+def conversation_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+    """The tokens of a conversation that is complete."""
+    text = tokenizer.apply_chat_template(list(messages), tokenize=False)
+    tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tokens
+
+
+def reward_scores(
+    scorer: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[Row],
-    score: Callable[[list[list[int]], list[int]], torch.Tensor],
-    batch_tokens: int,
-) -> list[bool]:
-    """Score both sides of every pair, in batches of similar length, and compare them.
+    dialogs: Sequence[Dialog],
+    batch_tokens: int = BATCH_TOKENS,
+) -> list[float]:
+    """A reward model's score of each conversation, whose tokens are its own."""
+    scorer.config.pad_token_id = tokenizer.pad_token_id
 
-    Args:
-        tokenizer: Gives the chat template.
-        pairs: Rows with `prompt`, `chosen` and `rejected`.
-        score: From (conversations, tokens) and the position of each completion's first token to (conversations,).
-        batch_tokens: Tokens, with padding, that one forward pass may hold.
-    """
-    sides = [_tokens(tokenizer, pair["prompt"], pair[side]) for pair in pairs for side in ("chosen", "rejected")]
-    order = sorted(range(len(sides)), key=lambda index: len(sides[index][0]))
-
-    def score_sides(some: Sequence[tuple[list[int], int]]) -> list[float]:
-        tokens, starts = zip(*some, strict=True)
-        found: list[float] = score(list(tokens), list(starts)).tolist()
+    def scores(some: Sequence[Dialog]) -> list[float]:
+        found: list[float] = scorer(**_padded(tokenizer, some, scorer.device)).logits[:, 0].float().tolist()
         return found
 
-    scores = torch.zeros(len(sides))
+    return _in_batches(dialogs, scores, batch_tokens)
+
+
+def log_likelihoods(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dialogs: Sequence[Dialog],
+    batch_tokens: int = BATCH_TOKENS,
+) -> list[float]:
+    """Log-likelihood of each reply given its prompt, in nats, summed over its tokens."""
+
+    def sums(some: Sequence[Dialog]) -> list[float]:
+        batch = _padded(tokenizer, some, policy.device)
+        of_tokens = _next_tokens(policy, batch).gather(-1, batch["input_ids"][:, 1:].unsqueeze(-1)).squeeze(-1)
+        found: list[float] = (of_tokens * _in_reply(some, batch)).sum(-1).tolist()
+        return found
+
+    return _in_batches(dialogs, sums, batch_tokens // 2)  # logits take much more than keys and values do
+
+
+def divergences(
+    policy: PreTrainedModel,
+    reference: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dialogs: Sequence[Dialog],
+    batch_tokens: int = BATCH_TOKENS,
+) -> list[float]:
+    """KL(policy || reference) of the next token, in nats, summed over each reply's tokens."""
+
+    def sums(some: Sequence[Dialog]) -> list[float]:
+        batch = _padded(tokenizer, some, policy.device)
+        ours, theirs = _next_tokens(policy, batch), _next_tokens(reference, batch)
+        of_tokens = (ours.exp() * (ours - theirs)).sum(-1)
+        found: list[float] = (of_tokens * _in_reply(some, batch)).sum(-1).tolist()
+        return found
+
+    return _in_batches(dialogs, sums, batch_tokens // 4)
+
+
+def _padded(tokenizer: PreTrainedTokenizerBase, dialogs: Sequence[Dialog], device: Any) -> Any:
+    tokens = [one.tokens for one in dialogs]
+    return tokenizer.pad({"input_ids": tokens}, padding_side="right", return_tensors="pt").to(device)
+
+
+def _next_tokens(model: PreTrainedModel, batch: Any) -> torch.Tensor:
+    """Log-probabilities of every token but the first, as (batch, tokens - 1, vocabulary)."""
+    logits: torch.Tensor = model(**batch).logits
+    return logits[:, :-1].float().log_softmax(-1)
+
+
+def _in_reply(dialogs: Sequence[Dialog], batch: Any) -> torch.Tensor:
+    """1 where a token other than the first belongs to a reply, as (batch, tokens - 1)."""
+    mask: torch.Tensor = batch["attention_mask"][:, 1:]
+    positions = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    starts = torch.tensor([one.start for one in dialogs], device=mask.device)
+    return mask * (positions >= starts.unsqueeze(1))
+
+
+@torch.inference_mode()
+def _in_batches(
+    dialogs: Sequence[Dialog], compute: Callable[[Sequence[Dialog]], list[Result]], batch_tokens: int
+) -> list[Result]:
+    """A result for each conversation, computed in batches of similar length, the longest ones first."""
+    order = sorted(range(len(dialogs)), key=lambda index: len(dialogs[index].tokens))
+    found: dict[int, Result] = {}
     while order:
-        longest = len(sides[order[-1]][0])
+        longest = len(dialogs[order[-1]].tokens)
         batch = [order.pop() for _ in range(min(len(order), max(1, batch_tokens // longest)))]
-        scores[batch] = torch.tensor(in_parts(score_sides, [sides[index] for index in batch]))
-    return [bool(chosen > rejected) for chosen, rejected in scores.view(-1, 2)]
-
-
-def _tokens(tokenizer: PreTrainedTokenizerBase, prompt: list[Row], completion: list[Row]) -> tuple[list[int], int]:
-    """Tokens of the whole conversation, and where the completion starts."""
-    start = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template(prompt + completion, tokenize=False)
-    tokens: list[int] = tokenizer(whole, add_special_tokens=False)["input_ids"]
-    return tokens, len(tokenizer(start, add_special_tokens=False)["input_ids"])
+        found |= dict(zip(batch, in_parts(compute, [dialogs[index] for index in batch]), strict=True))
+    return [found[index] for index in range(len(dialogs))]

@@ -1,12 +1,15 @@
-"""Means of held-out figures with their 95 % confidence intervals."""
+"""Means of held-out figures and differences between two models on the same rows, with 95 % confidence intervals."""
 
 from collections.abc import Sequence
-from math import sqrt
+from math import exp, sqrt
 from statistics import NormalDist, fmean, stdev
 
+from models.comparison import Difference, Verdict
 from models.evaluation import Estimate
 
 _Z = NormalDist().inv_cdf(0.975)
+_RESAMPLES = 5000
+"""Of the bootstrap; the ends of its intervals then move by about a fiftieth of their distance from draw to draw."""
 
 
 def proportion(verdicts: Sequence[bool]) -> Estimate:
@@ -15,7 +18,14 @@ def proportion(verdicts: Sequence[bool]) -> Estimate:
     Raises:
         ValueError: there are no verdicts.
     """
-    return _wilson(fmean(verdicts), len(verdicts))
+    return share(fmean(verdicts), len(verdicts))
+
+
+def share(value: float, n: int) -> Estimate:
+    """A share of n rows, halves allowed, with Wilson's score interval."""
+    centre = (value + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    half = _Z / (1 + _Z**2 / n) * sqrt(value * (1 - value) / n + _Z**2 / (4 * n**2))
+    return Estimate(value=value, low=max(0.0, centre - half), high=min(1.0, centre + half), n=n)
 
 
 def mean_reward(rewards: Sequence[float]) -> Estimate:
@@ -26,14 +36,95 @@ def mean_reward(rewards: Sequence[float]) -> Estimate:
     Raises:
         ValueError: there are no rewards.
     """
-    n, centre = len(rewards), fmean(rewards)
     if len(set(rewards)) == 1:
-        return _wilson(centre, n)
-    half = _Z * stdev(rewards) / sqrt(n)
-    return Estimate(value=centre, low=max(0.0, centre - half), high=min(1.0, centre + half), n=n)
+        return share(rewards[0], len(rewards))
+    found = mean(rewards)
+    return found.model_copy(update={"low": max(0.0, found.low), "high": min(1.0, found.high)})
 
 
-def _wilson(share: float, n: int) -> Estimate:
-    centre = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
-    return Estimate(value=share, low=max(0.0, centre - half), high=min(1.0, centre + half), n=n)
+def mean(values: Sequence[float]) -> Estimate:
+    """Mean of independent values of any size, with the normal interval of its standard error.
+
+    Raises:
+        ValueError: there are no values.
+    """
+    return mean_of_ratios(values, [1] * len(values))
+
+
+def mean_of_ratios(sums: Sequence[float], counts: Sequence[int]) -> Estimate:
+    """A total over a total count, such as nats over tokens, with rows as the independent units.
+
+    The standard error is that of the ratio estimator (Cochran 1977, section 6.4).
+
+    Raises:
+        ValueError: there are no rows.
+    """
+    n, ratio = len(sums), fmean(sums) / fmean(counts)
+    residuals = [of_row - ratio * count for of_row, count in zip(sums, counts, strict=True)]
+    half = _Z * stdev(residuals) / sqrt(n) / fmean(counts) if n > 1 else 0.0
+    return Estimate(value=ratio, low=ratio - half, high=ratio + half, n=n)
+
+
+def exponential(figure: Estimate) -> Estimate:
+    """The exponential of a figure and of the ends of its interval; beyond a float's range the largest float."""
+    low, value, high = (exp(min(end, 700.0)) for end in (figure.low, figure.value, figure.high))
+    return Estimate(value=value, low=low, high=high, n=figure.n)
+
+
+def paired_shares(measure: str, before: Sequence[bool], after: Sequence[bool], better: int) -> Difference:
+    """Difference of two shares on the same rows, judged by McNemar's exact test.
+
+    The interval is the exact one for the rows on which the two disagree, given how many those are: it leaves out 0 just
+    where the test's p-value is below 0.05. Where they disagree on none, it says how many more rows might.
+
+    Args:
+        measure: Name of the figure.
+        before: The other model's verdicts.
+        after: The model's, on the same rows.
+        better: 1: more is better; -1: less; 0: neither.
+    """
+    from scipy.stats import binomtest
+
+    n = len(before)
+    gained = sum(new and not old for old, new in zip(before, after, strict=True))
+    lost = sum(old and not new for old, new in zip(before, after, strict=True))
+    if gained + lost:
+        test = binomtest(gained, gained + lost)
+        interval, p_value = test.proportion_ci(0.95, "exact"), float(test.pvalue)
+        low, high = ((gained + lost) * (2 * float(end) - 1) / n for end in (interval.low, interval.high))
+    else:
+        high, p_value = float(binomtest(0, n).proportion_ci(0.95, "exact").high), 1.0
+        low = -high
+    change = Estimate(value=(gained - lost) / n, low=low, high=high, n=n)
+    told = {"before": fmean(before), "after": fmean(after), "change": change, "p_value": p_value}
+    return Difference(measure=measure, **told, verdict=_verdict(change, better))
+
+
+def paired_means(
+    measure: str, before: Sequence[float], after: Sequence[float], better: int, counts: Sequence[int] = ()
+) -> Difference:
+    """Difference of two means on the same rows, with the bootstrap's percentile interval over rows (Efron 1979).
+
+    Args:
+        measure: Name of the figure.
+        before: The other model's value of each row.
+        after: The model's.
+        better: 1: more is better; -1: less; 0: neither.
+        counts: What a row counts for, where the figure is a total over a total count; default: 1 each.
+    """
+    import numpy
+
+    weights = numpy.asarray(counts or [1] * len(before), dtype=float)
+    gains = numpy.asarray(after, dtype=float) - numpy.asarray(before, dtype=float)
+    draws = numpy.random.default_rng(0)
+    samples = (draws.integers(len(weights), size=len(weights)) for _ in range(_RESAMPLES))
+    low, high = numpy.quantile([gains[rows].sum() / weights[rows].sum() for rows in samples], (0.025, 0.975))
+    old, new = (float(sum(values) / weights.sum()) for values in (before, after))
+    change = Estimate(value=new - old, low=float(low), high=float(high), n=len(weights))
+    return Difference(measure=measure, before=old, after=new, change=change, verdict=_verdict(change, better))
+
+
+def _verdict(change: Estimate, better: int) -> Verdict:
+    if not better or change.low <= 0 <= change.high:
+        return "unclear"
+    return "better" if (change.low > 0) == (better > 0) else "worse"
