@@ -14,9 +14,10 @@ from models.sources import DatasetSource
 from models.stages import DPOInput, EvaluationInput, GRPOInput, RewardInput, SFTInput
 from settings.settings import load_settings
 from tasks.base_model import prepare_base_model
+from tasks.compare import compare_models, find_rivals
 from tasks.dataset import prepare_dataset
 from tasks.dpo import train_dpo
-from tasks.evaluate import evaluate
+from tasks.evaluate import evaluate, held_out_sets, judge_inputs
 from tasks.execution import plan_execution
 from tasks.grpo import train_grpo
 from tasks.preflight import preflight
@@ -52,6 +53,7 @@ def align(
         "spec": recipe.evaluation,
         "prompts": rows(recipe.evaluation.prompts, "prompts"),
         "preferences": rows(recipe.evaluation.preferences, "preference") if recipe.evaluation.preferences else None,
+        "sets": held_out_sets(recipe.evaluation, rows),
         "seed": recipe.seed,
     }
 
@@ -83,7 +85,11 @@ def align(
         )
         grpo = train_grpo.submit(grpo_input, execution)
 
-    checkpoints = [base, sft, *(stage.result() for stage in (reward, dpo, grpo) if stage)]
-    inputs = [EvaluationInput(checkpoint=checkpoint, **heldout) for checkpoint in checkpoints]
-    evaluations = [evaluate.submit(stage, execution.shared_by(len(inputs))) for stage in inputs]
-    return report(run, checkpoints, [evaluation.result() for evaluation in evaluations], execution)
+    made = {stage.stage: stage for stage in (base, sft, *(each.result() for each in (reward, dpo, grpo) if each))}
+    rivals = find_rivals(recipe, execution)
+    inputs = judge_inputs(recipe, made, rivals.values(), heldout)
+    judged = [evaluate.submit(each, execution.shared_by(len(inputs))) for each in inputs]
+    evaluations = [each.result() for each in judged]
+    own, others = evaluations[: len(made)], dict(zip(rivals, evaluations[len(made) :], strict=True))
+    comparisons = compare_models.submit(own, others, recipe, execution).result()
+    return report(run, list(made.values()), own, comparisons, execution)

@@ -142,6 +142,7 @@ def _add_promote(command: ArgumentParser) -> None:
     command.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", help="what the alias shall point to")
     command.add_argument("--alias", metavar="NAME", default=CHAMPION, help=f"the alias (default: {CHAMPION})")
     command.add_argument("--rollback", action="store_true", help="go back to what the alias pointed to before")
+    command.add_argument("--despite-gate", action="store_true", help="promote what its run's gate has not let pass")
     command.add_argument("--reason", metavar="TEXT", default="", help="why, for the alias's history")
     command.add_argument("--by", metavar="NAME", help="who does it, for the history (default: ALIGN_PROMOTED_BY)")
 

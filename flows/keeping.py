@@ -30,7 +30,7 @@ def promote(arguments: Namespace) -> int:
     else:
         path = resolve(store, arguments.checkpoint)[0]
         make_whole(store, path)
-        now, changed = point_to(store, path, alias, _say, **told)
+        now, changed = point_to(store, path, alias, _say, arguments.despite_gate, **told)
     previous = now.history[-1].previous
     said = f", before {previous}" * bool(previous) if changed else " already"
     print(f"{alias} -> {now.checkpoint}{said}")

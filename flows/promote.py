@@ -14,7 +14,12 @@ from tasks.store import ArtifactStore
 
 @flow(name="promote")
 def promote(
-    checkpoint: str | None = None, alias: str = CHAMPION, reason: str = "", by: str = "", rollback: bool = False
+    checkpoint: str | None = None,
+    alias: str = CHAMPION,
+    reason: str = "",
+    by: str = "",
+    rollback: bool = False,
+    despite_gate: bool = False,
 ) -> Alias:
     """Point an alias to a checkpoint after reading every byte of that, or back to what it pointed to before.
 
@@ -24,6 +29,7 @@ def promote(
         reason: Why, for the alias's history.
         by: Who does it, for the history; default: ALIGN_PROMOTED_BY.
         rollback: Go back to what the alias pointed to before; leave `checkpoint` empty.
+        despite_gate: Promote it although the gate of its newest run has not let it pass.
     """
     if bool(checkpoint) == rollback:
         raise InputError("give either a checkpoint to promote, or rollback, and not both")
@@ -31,7 +37,7 @@ def promote(
     store = ArtifactStore(settings.home)
     told = {"by": by or settings.promoted_by, "reason": reason, "flow_run": str(flow_run.id or "")}
     if checkpoint:
-        now, _ = point_to(store, resolve(store, checkpoint)[0], alias, logger.info, **told)
+        now, _ = point_to(store, resolve(store, checkpoint)[0], alias, logger.info, despite_gate, **told)
     else:
         now = point_back(store, alias, logger.info, **told)
     logger.info("%s points to %s", alias, now.checkpoint)

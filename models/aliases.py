@@ -14,6 +14,8 @@ CHAMPION = "champion"
 """The alias that is meant where none is named."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+_MEANT_OTHERWISE = ("parent",)
+"""Words that a recipe's gate has another meaning for."""
 _PREFIXES = [f"{stage}-" for stage in get_args(Stage)]
 _FINGERPRINT = re.compile(rf"({'|'.join(_PREFIXES)})?[0-9a-f]*")
 
@@ -22,6 +24,8 @@ def alias_problem(name: str) -> str:
     """Why a text cannot be an alias; empty where it can."""
     if not _NAME.fullmatch(name):
         return "an alias has 1 to 64 lower-case letters, digits and dashes and does not begin with a dash"
+    if name in _MEANT_OTHERWISE:
+        return "a gate calls the model that a stage started from so; take another, such as 'champion'"
     if _FINGERPRINT.fullmatch(name) or any(prefix.startswith(name) for prefix in _PREFIXES):
         return "a stage, a fingerprint or a checkpoint's name may begin so; take another, such as 'champion'"
     return ""

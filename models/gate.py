@@ -47,9 +47,14 @@ class Gate(Contract):
         return self
 
     @property
+    def conditions(self) -> tuple[Better | NoWorse, ...]:
+        """All of them."""
+        return *self.better, *self.no_worse
+
+    @property
     def rivals(self) -> tuple[str, ...]:
         """Everything that the conditions compare with: `parent`, `base`, aliases."""
-        return tuple(dict.fromkeys([*(one.than for one in self.better), *(one.than for one in self.no_worse)]))
+        return tuple(dict.fromkeys(condition.than for condition in self.conditions))
 
 
 class ConditionResult(Contract):

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from models.alarms import Alarms
+from models.artifacts import Stage
 from models.contract import Contract
 from models.gate import Gate
 from models.measurement import Evaluation
@@ -197,6 +198,12 @@ class Recipe(Contract):
     quantization: Quantization | None = Field(None, title="4-bit weights")
     """Hold the frozen weights of every stage in 4 bits while its adapters train; none: in the precision above. What a
     stage publishes is never quantised."""
+
+    def parent_of(self, stage: Stage) -> Stage:
+        """The stage whose policy a stage starts from."""
+        if stage == "grpo" and self.dpo:
+            return "dpo"
+        return "base" if stage == "sft" else "sft"
 
     @model_validator(mode="after")
     def _reward_model_is_checked_and_used(self) -> "Recipe":

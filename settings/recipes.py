@@ -190,7 +190,11 @@ def _anchor_datasets(document: dict[str, Any], flags: object, folder: Path) -> N
         if isinstance(value, dict):
             document[key] = dict(value)
             _anchor_datasets(document[key], flags.get(key) if isinstance(flags, Mapping) else None, folder)
-        elif key == "path" and isinstance(value, str):
+        elif isinstance(value, list) and all(isinstance(each, dict) for each in value):
+            document[key] = [dict(each) for each in value]
+            for each in document[key]:
+                _anchor_datasets(each, flags.get(key) if isinstance(flags, Mapping) else None, folder)
+        elif key in ("path", "include_path") and isinstance(value, str):
             document[key] = _absolute_if_local(value, _start(key, flags, folder))
 
 

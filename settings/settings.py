@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from dotenv import dotenv_values
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.errors import InputError, describe_validation
@@ -53,6 +53,11 @@ class Settings(BaseSettings):
     """Trackers that get the training metrics, by Transformers' names, separated by commas: `tensorboard,wandb`."""
     promoted_by: str = ""
     """Who promotes checkpoints, as the history of aliases shall tell; default: it tells nobody."""
+
+    judge_url: str | None = None
+    """Base URL of the OpenAI-compatible API where the recipe's judge answers: `http://localhost:8000/v1`."""
+    judge_api_key: SecretStr | None = None
+    """Key that the judge's server wants."""
 
     @field_validator("report_to", mode="before")
     @classmethod

@@ -77,6 +77,11 @@ def _uses(recipe: Recipe) -> Iterator[tuple[str, DatasetSource, Role]]:
     yield "evaluation.prompts", recipe.evaluation.prompts, "prompts"
     if recipe.evaluation.preferences:
         yield "evaluation.preferences", recipe.evaluation.preferences, "preference"
+    for one in recipe.evaluation.sets:
+        if one.prompts:
+            yield f"evaluation.sets '{one.name}' prompts", one.prompts, "prompts"
+        if one.preferences:
+            yield f"evaluation.sets '{one.name}' preferences", one.preferences, "preference"
 
 
 def read_tables(recipe: Recipe, problems: list[str]) -> dict[str, Table]:

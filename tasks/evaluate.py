@@ -1,16 +1,21 @@
 """Evaluation as a Prefect task: any model of a run on the same held-out rows, once for each model and set of rows."""
 
 import json
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from prefect import task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import task_run
 
-from models.artifacts import Manifest
+from models.artifacts import Checkpoint, Dataset, Manifest, Stage
 from models.evaluation import EvaluationResult
-from models.stages import EvaluationInput
+from models.measurement import Evaluation
+from models.recipe import Recipe
+from models.sources import DatasetSource
+from models.stages import EvaluationInput, HeldOutSet
 from tasks.child import run_in_child
 from tasks.child_main import ChildOptions
 from tasks.core import entry
@@ -18,6 +23,7 @@ from tasks.core.plan import BATCH_TOKENS
 from tasks.execution import Execution
 from tasks.making import find_or_make
 from tasks.provenance import provenance
+from tasks.rows import Role
 from tasks.stage import LIGHT_RETRIES, worth_another_attempt
 from tasks.store import ArtifactStore
 from tasks.telling import Teller, publish
@@ -48,6 +54,42 @@ def evaluate(stage: EvaluationInput, execution: Execution) -> EvaluationResult:
 
     title = f"evaluation-of-{stage.checkpoint.name}"
     return find_or_make("evaluation", stage.id, execution, make, read, title)
+
+
+def held_out_sets(asked: Evaluation, rows: Callable[[DatasetSource, Role], Dataset]) -> tuple[HeldOutSet, ...]:
+    """The recipe's further sets, with their rows frozen by `rows`."""
+    return tuple(
+        HeldOutSet(
+            name=one.name,
+            verifier=one.verifier or asked.verifier,
+            prompts=rows(one.prompts, "prompts") if one.prompts else None,
+            preferences=rows(one.preferences, "preference") if one.preferences else None,
+        )
+        for one in asked.sets
+    )
+
+
+def judge_inputs(
+    recipe: Recipe, made: Mapping[Stage, Checkpoint], rivals: Iterable[Checkpoint], heldout: dict[str, Any]
+) -> list[EvaluationInput]:
+    """What to measure of a run's models, and of the checkpoints that the last one must beat.
+
+    Args:
+        recipe: Says which stage starts from which.
+        made: The run's checkpoints by stage.
+        rivals: Other policies; they have no parent here.
+        heldout: The fields that say on which rows.
+    """
+
+    def measured_with(stage: Stage) -> dict[str, Checkpoint | None]:
+        if stage == "reward":
+            return {}
+        parent = made[recipe.parent_of(stage)] if stage != "base" else None
+        return {"parent": parent, "reward_model": made.get("reward")}
+
+    own = [EvaluationInput(checkpoint=one, **measured_with(stage), **heldout) for stage, one in made.items()]
+    scorer = {"reward_model": made.get("reward")}
+    return own + [EvaluationInput(checkpoint=one, **scorer, **heldout) for one in rivals]
 
 
 def _measure_and_publish(

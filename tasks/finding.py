@@ -5,7 +5,7 @@ from itertools import islice
 from pathlib import Path
 from typing import get_args
 
-from models.artifacts import Kind, Manifest, Stage
+from models.artifacts import Checkpoint, Kind, Manifest, Stage
 from models.errors import DamagedArtifact, InputError
 from models.fingerprint import ID_LENGTH
 from tasks.aliases import read_alias
@@ -45,6 +45,18 @@ def resolve(store: ArtifactStore, wanted: str, *kinds: Kind) -> tuple[Path, Mani
     names = _listed(there) or "none yet; run a recipe first"
     rule = "matches several folders" if found else "matches nothing"
     raise InputError(f"'{wanted}' {rule} in {store.home}; give an alias, a folder or more of a name: {names}")
+
+
+def as_checkpoint(path: Path, manifest: Manifest) -> Checkpoint:
+    """The model in a finished folder, as stages and evaluations take it."""
+    identity = manifest.identity
+    return Checkpoint(
+        path=path,
+        fingerprint=manifest.fingerprint,
+        stage=identity["stage"],
+        precision=identity["precision"],
+        metrics=manifest.metrics if manifest.kind == "checkpoint" else {},
+    )
 
 
 def _place(store: ArtifactStore, wanted: str, kind: Kind) -> Path | None:

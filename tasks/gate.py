@@ -1,13 +1,21 @@
 """The gate: whether the last policy meets the recipe's conditions for promotion."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from difflib import get_close_matches
+from pathlib import Path
 
+from pydantic import ValidationError
+
+from models.aliases import alias_problem
 from models.comparison import Comparison
 from models.errors import InputError
 from models.evaluation import Estimate
 from models.gate import Better, ConditionResult, Gate, GateResult, NoWorse
 from tasks.comparing import BETTER
+from tasks.files import replace_file
 
+_GATE = "gate.json"
 _WIN_RATES = ("win_rate", "judged_win_rate")
 
 
@@ -26,6 +34,21 @@ def judge_gate(gate: Gate, checkpoint: str, comparisons: Sequence[Comparison]) -
         *(_no_worse(condition, by_role.get(condition.than)) for condition in gate.no_worse),
     ]
     return GateResult(checkpoint=checkpoint, passed=all(one.passed for one in results), conditions=tuple(results))
+
+
+def check_condition(condition: Better | NoWorse) -> None:
+    """Refuse a condition that nothing can meet.
+
+    Raises:
+        InputError: no such measure has a better side, or no alias can have that name.
+    """
+    measure, known = condition.measure, [*(name for name, side in BETTER.items() if side), *_WIN_RATES]
+    if not (measure in _WIN_RATES or _side(measure) or (isinstance(condition, NoWorse) and measure == "*")):
+        near = get_close_matches(measure, known, n=1)
+        remedy = f"did you mean '{near[0]}'?" if near else f"measures with a better side: {', '.join(known)}"
+        raise InputError(f"gate: '{measure}' is no measure to go by; {remedy}")
+    if condition.than not in ("parent", "base") and (problem := alias_problem(condition.than)):
+        raise InputError(f"gate: '{condition.than}' is neither parent nor base nor an alias: {problem}")
 
 
 def _better(asked: Better, comparison: Comparison | None) -> ConditionResult:
@@ -94,7 +117,23 @@ def _unmeasured(condition: str, measure: str, comparison: Comparison) -> Conditi
     return ConditionResult(condition=condition, passed=False, found=found)
 
 
-def refuse_unless_passed(result: GateResult | None, checkpoint: str) -> None:
+def save_gate(result: GateResult | None, run: Path) -> None:
+    """Keep what a run's gate found beside its record."""
+    if result:
+        replace_file(run / _GATE, result.model_dump_json(indent=2))
+
+
+def last_gate(home: Path, checkpoint: str) -> GateResult | None:
+    """What the gate of the newest run that judged a checkpoint found; none: no run with a gate did."""
+    for file in sorted((home / "runs").glob(f"*/{_GATE}"), reverse=True):
+        with suppress(OSError, ValidationError):
+            result = GateResult.model_validate_json(file.read_bytes())
+            if result.checkpoint == checkpoint:
+                return result
+    return None
+
+
+def refuse_closed_gate(result: GateResult | None) -> None:
     """Refuse to promote what a gate has not let pass.
 
     Raises:
@@ -102,4 +141,5 @@ def refuse_unless_passed(result: GateResult | None, checkpoint: str) -> None:
     """
     if result and not result.passed:
         failed = "; ".join(f"{one.condition}: {one.found}" for one in result.conditions if not one.passed)
-        raise InputError(f"the gate is closed for {checkpoint}: {failed}; train on, or promote it with --despite-gate")
+        remedy = "train on, or promote it with --despite-gate and a --reason"
+        raise InputError(f"the gate is closed for {result.checkpoint}: {failed}; {remedy}")

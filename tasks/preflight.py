@@ -23,6 +23,7 @@ from tasks.base_model_check import BaseModelFacts, check_base_model
 from tasks.dataset_check import DatasetCheck, Table, check_leakage, noting, read_tables, training_sections
 from tasks.execution import plan_execution
 from tasks.forecast import stage_inputs
+from tasks.gate import check_condition
 from tasks.pruned import is_pruned
 from tasks.store import ArtifactStore
 
@@ -128,9 +129,24 @@ def _check_libraries(recipe: Recipe, settings: Settings, problems: list[str]) ->
             problems.append(f"ALIGN_REPORT_TO: unknown tracker '{tracker}'; {remedy}")
         elif not importlib.util.find_spec(_TRACKERS[tracker]):
             problems.append(f"ALIGN_REPORT_TO: '{tracker}' is not installed; run `pip install {_TRACKERS[tracker]}`")
+    _check_measuring(recipe, settings, problems)
     verifiers = {reward.kind for reward in recipe.grpo.rewards} if recipe.grpo else set()
     if "math_verify" in {*verifiers, recipe.evaluation.verifier.kind} and not importlib.util.find_spec("math_verify"):
         problems.append("math_verify is not installed; run `pip install math-verify`, or use `exact_answer`")
+
+
+def _check_measuring(recipe: Recipe, settings: Settings, problems: list[str]) -> None:
+    """Refuse a judge or benchmarks that cannot be reached or are not installed, and a gate that nothing can open."""
+    asked = {"judge": ("openai", recipe.evaluation.judge), "harness": ("lm_eval", recipe.evaluation.harness)}
+    for extra, (package, section) in asked.items():
+        if section and not importlib.util.find_spec(package):
+            problems.append(f"evaluation.{extra}: not installed; run `pip install 'alignment-pipeline[{extra}]'`")
+    if recipe.evaluation.judge and not settings.judge_url:
+        problems.append("evaluation.judge: no server; set ALIGN_JUDGE_URL, such as http://localhost:8000/v1")
+    if recipe.gate:
+        for condition in recipe.gate.conditions:
+            with noting(problems):
+                check_condition(condition)
 
 
 def _check_lengths(recipe: Recipe, model: BaseModelFacts, problems: list[str]) -> None:

@@ -9,11 +9,14 @@ from models.artifacts import Manifest
 from models.errors import DamagedArtifact, InputError
 from tasks.aliases import changing, read_alias, write_alias
 from tasks.finding import resolve
+from tasks.gate import last_gate, refuse_closed_gate
 from tasks.pruned import is_pruned
 from tasks.store import ArtifactStore, Waiting, damage, read_manifest, utc_now
 
 
-def promote(store: ArtifactStore, path: Path, alias: str, waiting: Waiting, **told: Any) -> tuple[Alias, bool]:
+def promote(
+    store: ArtifactStore, path: Path, alias: str, waiting: Waiting, despite_gate: bool = False, **told: Any
+) -> tuple[Alias, bool]:
     """Point an alias to a checkpoint.
 
     Args:
@@ -21,18 +24,22 @@ def promote(store: ArtifactStore, path: Path, alias: str, waiting: Waiting, **to
         path: The checkpoint's folder, as `tasks.finding.resolve` finds it.
         alias: The alias; made where there is none of that name.
         waiting: Called where another process is at work on the checkpoint.
-        told: Further fields of `Promotion`: `by`, `reason`, `command` or `flow_run`, `gate`.
+        despite_gate: Whether a checkpoint that the gate of its newest run has not let pass may be promoted.
+        told: Further fields of `Promotion`: `by`, `reason`, `command` or `flow_run`.
 
     Returns:
         The alias as it is now, and whether that has changed: one that points there already stays as it is.
 
     Raises:
-        InputError: the alias has an impossible name.
+        InputError: the alias has an impossible name, or the gate is closed.
         DamagedArtifact: the checkpoint is not whole.
     """
     if problem := alias_problem(alias):
         raise InputError(f"'{alias}' cannot be an alias: {problem}")
-    manifest = read_manifest(path)
+    manifest, gate = read_manifest(path), last_gate(store.home, path.name)
+    if not despite_gate:
+        refuse_closed_gate(gate)
+    told["gate"] = gate and gate.model_dump(mode="json")
     with _holding(store, path, manifest, waiting), changing(store.home, alias):
         _refuse_unless_whole(path)
         known = read_alias(store.home, alias)

@@ -14,11 +14,13 @@ from prefect.artifacts import (
 from prefect.cache_policies import NO_CACHE
 
 from models.artifacts import Checkpoint, Manifest
+from models.comparison import Comparison
 from models.evaluation import EvaluationResult
 from models.lineage import LineageGraph
 from models.run import RunRecord, StageOutcome
 from tasks.execution import Execution
 from tasks.files import replace_file
+from tasks.gate import judge_gate, save_gate
 from tasks.lineage import ancestry
 from tasks.progress import Progress, announce
 from tasks.provenance import without_folders
@@ -32,7 +34,11 @@ from tasks.telling import publish
 
 @task(name="report", cache_policy=NO_CACHE)
 def report(
-    run: RunRecord, checkpoints: list[Checkpoint], evaluations: list[EvaluationResult], execution: Execution
+    run: RunRecord,
+    checkpoints: list[Checkpoint],
+    evaluations: list[EvaluationResult],
+    comparisons: tuple[Comparison, ...],
+    execution: Execution,
 ) -> RunRecord:
     """Complete the run's record and write its report.
 
@@ -40,10 +46,13 @@ def report(
         run: The record as opened.
         checkpoints: What the stages made or found, in the order of the pipeline, the base model first.
         evaluations: Figures of the same models.
+        comparisons: The policies against what they came from, and the last one against aliases.
         execution: The machine's part.
     """
     home = execution.settings.home
     path = home / "runs" / run.id / "report.html"
+    last = _last_policy(checkpoints)
+    gate = judge_gate(run.recipe.gate, last.name, comparisons) if run.recipe.gate else None
     manifests = {checkpoint.name: read_manifest(checkpoint.path) for checkpoint in checkpoints}
     finished = run.model_copy(
         update={
@@ -51,6 +60,8 @@ def report(
             "finished": utc_now(),
             "stages": tuple(_outcome(checkpoint, manifests[checkpoint.name], run) for checkpoint in checkpoints),
             "evaluations": tuple(evaluations),
+            "comparisons": comparisons,
+            "gate": gate,
             "report": path,
         }
     )
@@ -58,8 +69,9 @@ def report(
     shown = finished.model_copy(update={"recipe": without_folders(finished.recipe)})
     replace_file(path, render_report(shown, curves, manifests | _dataset_manifests(manifests, home)))
     store = ArtifactStore(home)
-    lineage = ancestry(store, _last_policy(checkpoints).path)
+    lineage = ancestry(store, last.path)
     replace_file(path.with_name(LINEAGE_PAGE), render_lineage(store, lineage))
+    save_gate(gate, path.parent)
     save_run(finished, home)
     release_run(run.id)
     _show(finished, path)

@@ -7,7 +7,7 @@ from models.artifacts import Stage
 from models.recipe import Recipe
 from models.run import RunRecord
 from tasks.reporting.verdict import key_figure
-from tasks.reporting.words import STAGE_NAMES, duration, parent_of, stages_of
+from tasks.reporting.words import STAGE_NAMES, duration, stages_of
 
 NodeState = Literal["trained", "cached", "not run", "starting point"]
 
@@ -128,7 +128,7 @@ def _corner(place: tuple[float, float], shape: Shape) -> tuple[float, float]:
 def _hand_overs(recipe: Recipe) -> list[tuple[Literal["policy", "reward"], Stage, Stage]]:
     policies = [stage for stage in stages_of(recipe) if stage != "base"]
     arrows: list[tuple[Literal["policy", "reward"], Stage, Stage]] = []
-    arrows += [("policy", parent_of(recipe, stage), stage) for stage in policies]
+    arrows += [("policy", recipe.parent_of(stage), stage) for stage in policies]
     if recipe.grpo and any(reward.kind == "reward_model" for reward in recipe.grpo.rewards):
         arrows.append(("reward", "reward", "grpo"))
     return arrows

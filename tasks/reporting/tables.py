@@ -9,7 +9,7 @@ from models.evaluation import Estimate, EvaluationResult, Sample
 from models.recipe import DPO, GRPO, Recipe, Training
 from models.run import RunRecord
 from tasks.reporting.verdict import by_stage, estimate
-from tasks.reporting.words import MEASURE_NAMES, TIMES, UNKNOWN, Measure, change, duration, memory, parent_of, stages_of
+from tasks.reporting.words import MEASURE_NAMES, TIMES, UNKNOWN, Measure, change, duration, memory, stages_of
 
 ARROWS = {"raised": "▲", "lowered": "▼", "unclear": ""}
 
@@ -91,7 +91,7 @@ def _cell(record: RunRecord, stage: Stage, figures: Mapping[Stage, Estimate | No
     figure = figures.get(stage)
     if figure is None:
         return None
-    before = figures.get(parent_of(record.recipe, stage)) if stage not in ("base", "reward") else None
+    before = figures.get(record.recipe.parent_of(stage)) if stage not in ("base", "reward") else None
     moved = change(before, figure) if before else "unclear"
     interval = f"[{figure.low:.2f}, {figure.high:.2f}]"
     return Cell(f"{figure.value:.2f}", interval, ARROWS[moved], moved if ARROWS[moved] else "")

@@ -3,7 +3,7 @@
 from models.artifacts import Stage
 from models.evaluation import Estimate, EvaluationResult
 from models.run import RunRecord
-from tasks.reporting.words import MEASURE_NAMES, STAGE_NAMES, Measure, change, parent_of, stages_of
+from tasks.reporting.words import MEASURE_NAMES, STAGE_NAMES, Measure, change, stages_of
 
 CHANCE = 0.5
 """Preference accuracy of a scorer that has learned nothing."""
@@ -51,7 +51,7 @@ def stage_verdict(record: RunRecord, stage: Stage) -> str:
         return f"{name} was not evaluated" if finished else f"{name} has not finished"
     if stage == "reward":
         return f"the {name.lower()} {_ranking(after.preference_accuracy)}"
-    before = by_stage(record).get(parent_of(record.recipe, stage))
+    before = by_stage(record).get(record.recipe.parent_of(stage))
     pairs = {measure: (estimate(before, measure), estimate(after, measure)) for measure in KEY_MEASURES[stage]}
     measured = {measure: (old, new) for measure, (old, new) in pairs.items() if old and new}
     if not measured:

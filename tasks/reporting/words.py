@@ -45,13 +45,6 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
     return tuple(stage for stage in STAGES if stage == "base" or getattr(recipe, stage) is not None)
 
 
-def parent_of(recipe: Recipe, stage: Stage) -> Stage:
-    """The stage whose policy `stage` starts from."""
-    if stage == "grpo" and recipe.dpo:
-        return "dpo"
-    return "base" if stage == "sft" else "sft"
-
-
 def change(before: Estimate, after: Estimate) -> Literal["raised", "lowered", "unclear"]:
     """Which way a measure went; `unclear` where the 95 % interval of the difference holds 0.
 
