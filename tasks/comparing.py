@@ -64,7 +64,7 @@ def compare(after: EvaluationResult, before: EvaluationResult, role: str) -> Com
         against=before.checkpoint.name,
         role=role,
         differences=tuple(sorted(differences, key=lambda one: ":" in one.measure)),
-        win_rate=_win_rate(after.samples, before.samples),
+        win_rate=win_rate(after.samples, before.samples),
     )
 
 
@@ -110,7 +110,7 @@ def _share(measure: str, after: Sequence[Row], before: Sequence[Row], verdict: C
     return paired_shares(measure, olds, news, BETTER[measure.partition("/")[0]])
 
 
-def _win_rate(after: Sequence[Sample], before: Sequence[Sample]) -> Estimate | None:
+def win_rate(after: Sequence[Sample], before: Sequence[Sample]) -> Estimate | None:
     """Share of prompts on which the reward model puts the model's reply above the other's; half for a tie."""
     if not after or not _same_prompts(after, before):
         return None

@@ -16,7 +16,7 @@ from models.artifacts import Stage
 from models.evaluation import Estimate
 from models.run import RunRecord
 from tasks.reporting.verdict import by_stage, estimate
-from tasks.reporting.words import MEASURE_MEANINGS, MEASURE_NAMES, STAGE_NAMES, Measure, stages_of
+from tasks.reporting.words import CHARTED, MEASURE_MEANINGS, MEASURE_NAMES, STAGE_NAMES, Measure, stages_of
 
 Figure = dict[str, Any]
 Points = list[tuple[float, float | None]]
@@ -90,7 +90,7 @@ def metric_charts(record: RunRecord) -> list[Chart]:
     """One chart per measure: every model's figure with its 95 % interval, kinds of rows behind it."""
     return [
         Chart(f"chart-{measure}", name.capitalize(), MEASURE_MEANINGS[measure], figure)
-        for measure, name in MEASURE_NAMES.items()
+        for measure, name in ((measure, MEASURE_NAMES[measure]) for measure in CHARTED)
         if (figure := _metric_figure(record, measure))
     ]
 
@@ -112,7 +112,7 @@ def _metric_figure(record: RunRecord, measure: Measure) -> Figure | None:
         scorer = _estimates_trace({"reward": judged["reward"]}, "reward model", "markers", "diamond")
         traces.append(scorer | {"showlegend": False})
     low, high = min(value.low for value in judged.values()), max(value.high for value in judged.values())
-    figure = _figure(traces, legend=len(traces) > 2)
+    figure = blank_figure(traces, legend=len(traces) > 2)
     figure["layout"]["margin"]["b"] = LEGEND_ROOM
     figure["layout"]["xaxis"] |= {"categoryarray": _labels(judged), "categoryorder": "array"}
     if low >= 0 and high <= 1:
@@ -192,7 +192,7 @@ def _learning_chart(id: str, panel: Panel, history: list[dict[str, float]]) -> C
     traces = [
         trace for n, (key, points) in enumerate(drawn.items()) for trace in _curve_traces(_curve_name(key), points, n)
     ]
-    return Chart(id, panel.title, note, _figure(traces, legend=len(drawn) > 1, step_axis=True))
+    return Chart(id, panel.title, note, blank_figure(traces, legend=len(drawn) > 1, step_axis=True))
 
 
 def _points(history: list[dict[str, float]], key: str) -> Points:
@@ -235,7 +235,8 @@ def _moving_mean(points: Points) -> list[float | None]:
     ]
 
 
-def _figure(traces: list[Figure], legend: bool, step_axis: bool = False) -> Figure:
+def blank_figure(traces: list[Figure], legend: bool, step_axis: bool = False) -> Figure:
+    """Traces with the layout that all charts share."""
     axis = {"fixedrange": True, "automargin": True, "zeroline": False, "ticks": ""}
     layout = {
         "paper_bgcolor": "rgba(0,0,0,0)",

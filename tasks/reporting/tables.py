@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from models.artifacts import Attempt, Manifest, Stage
-from models.evaluation import Estimate, EvaluationResult, Sample
+from models.evaluation import Estimate
 from models.recipe import DPO, GRPO, Recipe, Training
 from models.run import RunRecord
-from tasks.reporting.verdict import by_stage, estimate
-from tasks.reporting.words import MEASURE_NAMES, TIMES, UNKNOWN, Measure, change, duration, memory, stages_of
+from tasks.reporting.verdict import by_stage, movement
+from tasks.reporting.words import MEASURE_NAMES, TIMES, UNKNOWN, duration, measure_name, memory, number, stages_of
 
 ARROWS = {"raised": "▲", "lowered": "▼", "unclear": ""}
 
@@ -38,23 +38,6 @@ class MetricRow:
     cells: tuple[Cell | None, ...]
 
 
-@dataclass(frozen=True)
-class SampleRow:
-    """A held-out prompt and what each model replies."""
-
-    replies: tuple[Sample, ...]
-
-    @property
-    def prompt(self) -> Sample:
-        """Prompt, kind and accepted answers, which all replies share."""
-        return self.replies[0]
-
-    @property
-    def differs(self) -> bool:
-        """Whether some models are right and some wrong."""
-        return len({reply.correct for reply in self.replies}) > 1
-
-
 def metric_columns(record: RunRecord) -> list[Stage]:
     """The judged models, the reward model, which is no policy, at the end."""
     judged = by_stage(record)
@@ -62,72 +45,36 @@ def metric_columns(record: RunRecord) -> list[Stage]:
 
 
 def metric_rows(record: RunRecord) -> list[MetricRow]:
-    """Every measure, overall and then by kind of row, for the models of `metric_columns`."""
-    found = by_stage(record)
-    rows: list[MetricRow] = []
-    for measure, name in MEASURE_NAMES.items():
-        overall = {stage: estimate(evaluation, measure) for stage, evaluation in found.items()}
-        if any(overall.values()):
-            rows.append(_metric_row(record, name.capitalize(), overall, is_kind=False))
-        kinds = {stage: _kinds(evaluation, measure) for stage, evaluation in found.items()}
-        for kind in dict.fromkeys(kind for values in kinds.values() for kind in values):
-            figures = {stage: values.get(kind) for stage, values in kinds.items()}
-            rows.append(_metric_row(record, kind, figures, is_kind=True))
-    return rows
+    """Every measure, overall, by kind of row and on further sets, for the models of `metric_columns`."""
+    figures = {stage: evaluation.estimates() for stage, evaluation in by_stage(record).items()}
+    names = dict.fromkeys(name for of_stage in figures.values() for name in of_stage)
+    return [_metric_row(record, name, figures) for name in sorted(names, key=_order)]
 
 
-def _kinds(evaluation: EvaluationResult, measure: Measure) -> dict[str, Estimate]:
-    found: dict[str, Estimate] = getattr(evaluation, f"{measure}_by_kind", {})
-    return found
+def _order(name: str) -> tuple[bool, int, bool]:
+    """Held-out rows first, each measure followed by its kinds."""
+    measure, is_kind = name.partition("/")[0], "/" in name
+    known = [str(measure) for measure in MEASURE_NAMES]
+    return measure not in known, known.index(measure) if measure in known else 0, is_kind
 
 
-def _metric_row(record: RunRecord, name: str, figures: Mapping[Stage, Estimate | None], is_kind: bool) -> MetricRow:
-    counts = sorted({figure.n for figure in figures.values() if figure})
-    cells = tuple(_cell(record, stage, figures) for stage in metric_columns(record))
-    return MetricRow(name, " / ".join(map(str, counts)), is_kind, cells)
+def _metric_row(record: RunRecord, name: str, figures: Mapping[Stage, Mapping[str, Estimate]]) -> MetricRow:
+    counts = sorted({of_stage[name].n for of_stage in figures.values() if name in of_stage})
+    cells = tuple(_cell(record, stage, name, figures[stage].get(name)) for stage in metric_columns(record))
+    kind = name.partition("/")[2]
+    return MetricRow(_titled(kind or measure_name(name)), " / ".join(map(str, counts)), bool(kind), cells)
 
 
-def _cell(record: RunRecord, stage: Stage, figures: Mapping[Stage, Estimate | None]) -> Cell | None:
-    figure = figures.get(stage)
+def _titled(name: str) -> str:
+    return name[:1].upper() + name[1:]
+
+
+def _cell(record: RunRecord, stage: Stage, name: str, figure: Estimate | None) -> Cell | None:
     if figure is None:
         return None
-    before = figures.get(record.recipe.parent_of(stage)) if stage not in ("base", "reward") else None
-    moved = change(before, figure) if before else "unclear"
-    interval = f"[{figure.low:.2f}, {figure.high:.2f}]"
-    return Cell(f"{figure.value:.2f}", interval, ARROWS[moved], moved if ARROWS[moved] else "")
-
-
-def sample_columns(record: RunRecord) -> list[Stage]:
-    """The policies whose replies stand side by side: those that answered the same prompts as the first of them."""
-    found = by_stage(record)
-    answered = [stage for stage in stages_of(record.recipe) if stage in found and found[stage].samples]
-    prompts = {stage: [sample.prompt for sample in found[stage].samples] for stage in answered}
-    return [stage for stage in answered if prompts[stage] == prompts[answered[0]]]
-
-
-def sample_rows(record: RunRecord) -> list[SampleRow]:
-    """Every held-out prompt with the replies of the models of `sample_columns`."""
-    found = by_stage(record)
-    return [
-        SampleRow(replies) for replies in zip(*(found[stage].samples for stage in sample_columns(record)), strict=True)
-    ]
-
-
-def choose_rows(rows: list[SampleRow], count: int) -> tuple[list[SampleRow], list[SampleRow]]:
-    """Split rows into about `count` telling ones and the rest.
-
-    Every kind is represented; beyond that, rows on which the models differ are preferred, taken from the kinds in turn.
-    """
-    seen: dict[str, int] = {}
-    ranked = []
-    for row in sorted(rows, key=lambda row: not row.differs):
-        rank = seen[row.prompt.kind] = seen.get(row.prompt.kind, -1) + 1
-        ranked.append((rank > 0, not row.differs, rank, row))
-    ranked.sort(key=lambda entry: entry[:3])
-    count = max(count, len(seen))
-    chosen = [row for *_, row in ranked[:count]]
-    rest = [row for *_, row in ranked[count:]]
-    return sorted(chosen, key=lambda row: not row.differs), rest
+    moved = movement(record, stage, name)
+    interval = f"[{number(figure.low)}, {number(figure.high)}]"
+    return Cell(number(figure.value), interval, ARROWS[moved], moved if ARROWS[moved] else "")
 
 
 def settings_of(recipe: Recipe, stage: Stage) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from models.artifacts import Stage
 from models.evaluation import Estimate, EvaluationResult
 from models.run import RunRecord
-from tasks.reporting.words import MEASURE_NAMES, STAGE_NAMES, Measure, change, stages_of
+from tasks.reporting.words import MEASURE_NAMES, STAGE_NAMES, Direction, Measure, change, direction, stages_of
 
 CHANCE = 0.5
 """Preference accuracy of a scorer that has learned nothing."""
@@ -37,6 +37,25 @@ def key_figure(record: RunRecord, stage: Stage) -> tuple[str, str]:
     return "", ""
 
 
+def movement(record: RunRecord, stage: Stage, measure: str) -> Direction:
+    """Which way a figure went from the model that a stage started from, as far as chance does not explain it.
+
+    Row by row where the two were compared, else by the two intervals.
+    """
+    if stage in ("base", "reward"):
+        return "unclear"
+    after, before = by_stage(record).get(stage), by_stage(record).get(record.recipe.parent_of(stage))
+    if after is None or before is None:
+        return "unclear"
+    for comparison in record.comparisons:
+        if (comparison.model, comparison.role) == (after.checkpoint.name, "parent"):
+            difference = comparison.find(measure)
+            if difference:
+                return direction(difference.change)
+    old, new = before.estimates().get(measure), after.estimates().get(measure)
+    return change(old, new) if old and new else "unclear"
+
+
 def verdict(record: RunRecord) -> str:
     """One sentence on what every stage of the recipe taught."""
     clauses = [stage_verdict(record, stage) for stage in stages_of(record.recipe) if stage != "base"]
@@ -53,7 +72,9 @@ def stage_verdict(record: RunRecord, stage: Stage) -> str:
         return f"the {name.lower()} {_ranking(after.preference_accuracy)}"
     before = by_stage(record).get(record.recipe.parent_of(stage))
     pairs = {measure: (estimate(before, measure), estimate(after, measure)) for measure in KEY_MEASURES[stage]}
-    measured = {measure: (old, new) for measure, (old, new) in pairs.items() if old and new}
+    measured = {
+        measure: (old, new, movement(record, stage, measure)) for measure, (old, new) in pairs.items() if old and new
+    }
     if not measured:
         return f"{name} could not be compared with the model it started from"
     return f"{name} {_comparison(measured)}"
@@ -68,16 +89,16 @@ def _ranking(accuracy: Estimate | None) -> str:
     return f"{share}, {'worse than' if accuracy.high < CHANCE else 'not distinguishable from'} chance"
 
 
-def _comparison(measured: dict[Measure, tuple[Estimate, Estimate]]) -> str:
+def _comparison(measured: dict[Measure, tuple[Estimate, Estimate, Direction]]) -> str:
     """Say what became of the first measure, and which of the others clearly fell."""
-    (key, (before, after)), *others = measured.items()
-    losses = [_movement(measure, *pair) for measure, pair in others if change(*pair) == "lowered"]
-    joint = " and " if change(before, after) == "lowered" else ", but "
-    return joint.join([_movement(key, before, after), *([" and ".join(losses)] if losses else [])])
+    (key, (before, after, moved)), *others = measured.items()
+    losses = [_movement(measure, *pair) for measure, pair in others if pair[2] == "lowered"]
+    joint = " and " if moved == "lowered" else ", but "
+    return joint.join([_movement(key, before, after, moved), *([" and ".join(losses)] if losses else [])])
 
 
-def _movement(measure: Measure, before: Estimate, after: Estimate) -> str:
-    name, direction = MEASURE_NAMES[measure], change(before, after)
+def _movement(measure: Measure, before: Estimate, after: Estimate, direction: Direction) -> str:
+    name = MEASURE_NAMES[measure]
     if direction == "unclear" and before.value == after.value:
         return f"left {name} at {after.value:.2f}"
     digits = 2 if f"{before.value:.2f}" != f"{after.value:.2f}" else 3
