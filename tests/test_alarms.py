@@ -93,7 +93,7 @@ class Case:
 
 LENGTH = "completions/mean_length"
 CASES: dict[AlarmName, Case] = {
-    "loss_not_finite": Case("sft", steady(loss=1.0) + [{"loss": math.nan, "step": 6}], steady(loss=1e30)),
+    "loss_not_finite": Case("sft", [*steady(loss=1.0), {"loss": math.nan, "step": 6}], steady(loss=1e30)),
     "gradient_zero": Case(
         "sft", steady(grad_norm=1e-8), [*steady(grad_norm=0.0)[1:], {"grad_norm": 1.1e-8, "step": 6}]
     ),
@@ -155,7 +155,7 @@ def test_nothing_is_raised_before_a_window_is_full(name: AlarmName) -> None:
     assert raised(stage_of(case.stage, alarms=alarms), case.deserving) == []
 
 
-@pytest.mark.parametrize("name", set(THRESHOLDS) - {"gradient_zero", "gradient_exploding"})
+@pytest.mark.parametrize("name", [name for name, rule in RULES.items() if len(rule.stages) == 1])
 def test_figures_of_another_stage_raise_nothing(name: AlarmName) -> None:
     for stage in {"sft", "reward", "dpo", "grpo"} - set(RULES[name].stages):
         assert raised(stage_of(stage), CASES[name].deserving) == []  # type: ignore[arg-type]
@@ -180,7 +180,7 @@ def test_figures_that_are_missing_or_no_numbers_are_left_out() -> None:
     entries = [{"frac_reward_zero_std": figure, "step": step} for step, figure in enumerate(figures, 1)]
     assert raised(stage_of("grpo"), entries) == []
     (alarm,) = raised(stage_of("grpo"), [*entries, {"frac_reward_zero_std": 0.9, "step": 7}])
-    assert (alarm.step, alarm.value) == (7, pytest.approx(0.9))
+    assert (alarm.step, round(alarm.value or 0, 6)) == (7, 0.9)
 
 
 def test_an_entropy_that_was_low_from_the_start_has_not_collapsed() -> None:
@@ -196,8 +196,8 @@ def test_an_entropy_that_was_low_from_the_start_has_not_collapsed() -> None:
         (REWARDS, rewarded((0, 1), (1, 0), spread=3.0), False),
         (REWARDS, rewarded((0, 1), (1, 0), spread=0.0), False),
         ((REWARDS[0], Reward(kind="exact_answer", weight=-1)), rewarded((0, 1), (0, 1)), True),
-        ((REWARDS[0], REWARDS[0]), rewarded((0, 1), (1, 0)), False),
-        ((REWARDS[1], REWARDS[1]), rewarded((0, 1), (1, 0)), False),
+        ((REWARDS[0], Reward(kind="reward_model", name="other")), rewarded((0, 1), (1, 0)), False),
+        ((REWARDS[1], Reward(kind="exact_answer", name="other")), rewarded((0, 1), (1, 0)), False),
     ],
 )
 def test_hacking_is_a_reward_model_against_a_rule(
