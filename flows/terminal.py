@@ -13,9 +13,11 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 from rich.table import Column, Table
 
+from models.alarms import Alarm
 from models.evaluation import EvaluationResult
 from models.reproduction import Reproduction, StageReproduction
 from models.run import RunRecord
+from tasks.alarms import describe_alarm
 from tasks.forecast import StageForecast
 from tasks.memory_forecast import MemoryForecast
 from tasks.preflight import Preflight
@@ -55,8 +57,11 @@ class PlainDisplay:
         self._last: dict[str, tuple[str, float]] = {}
 
     def show(self, report: Progress) -> None:
-        """Print the report unless the same phase was printed a moment ago."""
+        """Print an alarm; another report unless the same phase was printed a moment ago."""
         with self._lock:
+            if report.alarm:
+                self._console.print(_alarm(report.stage, report.alarm), markup=False, highlight=False, soft_wrap=True)
+                return
             phase, printed = self._last.get(report.stage, ("", 0.0))
             if report.phase == phase and time.monotonic() - printed < _SECONDS_BETWEEN_LINES:
                 return
@@ -75,7 +80,10 @@ class LiveDisplay:
         self._rows: dict[str, TaskID] = {}
 
     def show(self, report: Progress) -> None:
-        """Update the stage's line."""
+        """Update the stage's line, or print an alarm above all of them."""
+        if report.alarm:
+            self._bars.console.print(_alarm(report.stage, report.alarm), style="yellow", markup=False, highlight=False)
+            return
         done = report.phase in ("completed", "cached")
         total = 1 if done else report.total_steps or None
         details = [_steps(report), _figures(report), _time_left(report)]
@@ -124,6 +132,9 @@ def print_summary(record: RunRecord, console: Console) -> None:
         spent = "cached" if outcome.cached else duration(outcome.seconds)
         table.add_row(outcome.stage, *judged.get(outcome.stage, ("-", "-", "-")), spent)
     console.print(table)
+    alarms = [f"{outcome.stage} {alarm.name}" for outcome in record.stages for alarm in outcome.alarms]
+    if alarms:
+        console.print(f"alarms: {len(alarms)} ({', '.join(alarms)}); see the report", markup=False, highlight=False)
     policies = [outcome.checkpoint.name for outcome in record.stages if outcome.stage != "reward"]
     if policies:
         console.print(f"talk to it: align chat {policies[-1]}", markup=False, highlight=False)
@@ -234,6 +245,10 @@ def _estimates(result: EvaluationResult) -> tuple[str, str, str]:
     estimates = (result.exact_match, result.preference_accuracy, result.sampled_reward)
     exact_match, preference_accuracy, sampled_reward = (escape(str(each)) if each else "-" for each in estimates)
     return exact_match, preference_accuracy, sampled_reward
+
+
+def _alarm(stage: str, alarm: Alarm) -> str:
+    return f"{stage}: {describe_alarm(alarm)}"
 
 
 def _short_name(stage: str) -> str:

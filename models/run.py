@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+from models.alarms import Alarm
 from models.artifacts import Checkpoint, Stage
 from models.comparison import Comparison
 from models.contract import Contract
@@ -24,6 +25,8 @@ class StageOutcome(Contract):
     """Whether the checkpoint was there already."""
     seconds: float
     """Wall time spent on the stage in this run."""
+    alarms: tuple[Alarm, ...] = ()
+    """What its training raised, in this run or in the one that made it."""
 
 
 class RunRecord(Contract):

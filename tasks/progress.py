@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from models.alarms import Alarm
 from models.contract import Contract
 
 
@@ -21,6 +22,8 @@ class Progress(Contract):
     """Latest figures, such as `loss`, `learning_rate`, `reward`."""
     seconds_left: float | None = None
     """Estimate from the speed so far."""
+    alarm: Alarm | None = None
+    """An alarm that was raised just now."""
 
 
 Listener = Callable[[Progress], None]

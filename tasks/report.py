@@ -18,6 +18,7 @@ from models.comparison import Comparison
 from models.evaluation import EvaluationResult
 from models.lineage import LineageGraph
 from models.run import RunRecord, StageOutcome
+from tasks.alarms import read_alarms
 from tasks.execution import Execution
 from tasks.files import replace_file
 from tasks.gate import judge_gate, save_gate
@@ -88,7 +89,8 @@ def _outcome(checkpoint: Checkpoint, manifest: Manifest, run: RunRecord) -> Stag
     """Cached where another run has made it."""
     cached = manifest.run != run.id
     seconds = 0.0 if cached else manifest.metrics.get("seconds", 0.0)
-    return StageOutcome(stage=checkpoint.stage, checkpoint=checkpoint, cached=cached, seconds=seconds)
+    alarms = read_alarms(checkpoint.path)
+    return StageOutcome(stage=checkpoint.stage, checkpoint=checkpoint, cached=cached, seconds=seconds, alarms=alarms)
 
 
 def _history(checkpoint: Checkpoint) -> list[dict[str, float]]:

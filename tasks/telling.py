@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,9 @@ from prefect.artifacts import (
 )
 from prefect.logging import get_run_logger
 
+from models.alarms import Alarm
 from models.artifacts import Manifest
+from tasks.alarms import alarms_markdown, describe_alarm, read_alarms
 from tasks.assets import materialized
 from tasks.core.plan import TrainingPlan
 from tasks.progress import Progress, announce
@@ -46,6 +48,7 @@ class Teller:
         self._progress_id: UUID | None = None
         self._updated = 0.0
         self._log: Path | None = None
+        self._alarms: list[Alarm] = []
 
     def waiting(self, what: str) -> None:
         """Another process makes the same thing, or all places to compute in are taken."""
@@ -74,7 +77,9 @@ class Teller:
         """The training process says where it stands."""
         progress = Progress(stage=self._name, **said)
         announce(progress)
-        if time.monotonic() - self._updated > _SECONDS_BETWEEN_UPDATES:
+        if progress.alarm:
+            self._alarm(progress.alarm)
+        elif time.monotonic() - self._updated > _SECONDS_BETWEEN_UPDATES:
             self._updated = time.monotonic()
             self._say("info", _describe(progress))
             if progress.total_steps and self._progress_id:
@@ -110,6 +115,14 @@ class Teller:
         self._show(path, manifest)
         publish(materialized, ArtifactStore(path.parents[1]), path.name, manifest)
 
+    def _alarm(self, alarm: Alarm) -> None:
+        self._alarms.append(alarm)
+        self._say("warning", describe_alarm(alarm))
+        self._show_alarms(self._alarms)
+
+    def _show_alarms(self, alarms: Sequence[Alarm]) -> None:
+        publish(create_markdown_artifact, alarms_markdown(self._name, alarms), key=f"alarms-{self._name}")
+
     def _show(self, path: Path, manifest: Manifest) -> None:
         """A model's card, figures and folder in the Prefect UI."""
         if manifest.kind not in ("base", "checkpoint"):
@@ -118,6 +131,8 @@ class Teller:
         publish(create_link_artifact, path.as_uri(), link_text=path.name, key=f"folder-{self._name}")
         publish(create_markdown_artifact, _card(self._name, path, manifest), key=f"checkpoint-{self._name}")
         publish(create_table_artifact, rows, key=f"metrics-{self._name}", description=f"Figures of {self._name}")
+        if alarms := read_alarms(path):
+            self._show_alarms(alarms)
 
     def _say(self, level: str, message: str) -> None:
         self._logger.log(logging.getLevelNamesMapping()[level.upper()], "%s: %s", self._name, message)

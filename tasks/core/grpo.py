@@ -112,7 +112,7 @@ def train_grpo_policy(stage: GRPOInput, plan: TrainingPlan, folder: Path, report
         processing_class=tokenizer,
         peft_config=lora_config(stage.hyperparameters.lora, "CAUSAL_LM"),
     )
-    resumed = train(trainer, plan, workspace, report)
+    resumed = train(trainer, stage, plan, workspace, report)
     report({"phase": "merging"})
     metrics = write_model(trainer.model, tokenizer, stage, workspace, "CAUSAL_LM")
     return TrainingResult(metrics=metrics, resumed_from_step=resumed)

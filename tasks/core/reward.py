@@ -42,7 +42,7 @@ def train_scorer(stage: RewardInput, plan: TrainingPlan, folder: Path, report: R
         processing_class=tokenizer,
         peft_config=lora_config(stage.hyperparameters.lora, "SEQ_CLS"),
     )
-    resumed = train(trainer, plan, workspace, report)
+    resumed = train(trainer, stage, plan, workspace, report)
     report({"phase": "merging"})
     metrics = write_model(trainer.model, tokenizer, stage, workspace, "SEQ_CLS")
     return TrainingResult(metrics=metrics, resumed_from_step=resumed)

@@ -38,7 +38,7 @@ def train_sft_model(stage: SFTInput, plan: TrainingPlan, folder: Path, report: R
         processing_class=tokenizer,
         peft_config=lora_config(stage.hyperparameters.lora, "CAUSAL_LM"),
     )
-    resumed = train(trainer, plan, workspace, report)
+    resumed = train(trainer, stage, plan, workspace, report)
     report({"phase": "merging"})
     metrics = write_model(trainer.model, tokenizer, stage, workspace, "CAUSAL_LM")
     return TrainingResult(metrics=metrics, resumed_from_step=resumed)

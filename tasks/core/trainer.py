@@ -15,10 +15,12 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from models.errors import StageError, Stopped
 from models.stages import TrainingInput
+from tasks.alarms import write_alarms
 from tasks.checkpoints import TRAINER, discard_after, last_whole_checkpoint
 from tasks.core.plan import TrainingPlan
 from tasks.core.quantization import restore_trained_formats
 from tasks.core.saving import Saver
+from tasks.core.watching import Watcher
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -62,12 +64,13 @@ def trainer_arguments(stage: TrainingInput, plan: TrainingPlan, folder: Path) ->
         "save_total_limit": plan.checkpoints_kept,
         "logging_steps": 0.005,
         "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # it would put earlier losses in place of one that is not finite
         "report_to": list(plan.report_to),
         "disable_tqdm": True,
     }
 
 
-def train(trainer: Trainer, plan: TrainingPlan, workspace: Workspace, report: Report) -> int:
+def train(trainer: Trainer, stage: TrainingInput, plan: TrainingPlan, workspace: Workspace, report: Report) -> int:
     """Train to the end, from the last whole trainer checkpoint where there is one.
 
     Returns:
@@ -75,16 +78,18 @@ def train(trainer: Trainer, plan: TrainingPlan, workspace: Workspace, report: Re
 
     Raises:
         Stopped: SIGTERM came; a checkpoint of the last step is kept.
-        StageError: weights are not finite, or a checkpoint was there and was not taken up.
+        StageError: an alarm stopped the stage, weights are not finite, or a checkpoint was there and was not taken up.
     """
     checkpoint, seconds_before = _take_stock(workspace.trainer)
     progress, saver = _Reporter(report), Saver(plan, seconds_before)
-    trainer.add_callback(progress)
-    trainer.add_callback(saver)
+    watcher = Watcher(stage, getattr(trainer, "reward_func_names", ()), report)
+    for callback in (progress, saver, watcher):
+        trainer.add_callback(callback)
     restore_trained_formats(trainer.model, mixed_precision=trainer.args.bf16 or trainer.args.fp16)
     if checkpoint and _is_last(checkpoint):
         _take_up(trainer, checkpoint)
-        progress.on_train_begin(trainer.args, trainer.state, trainer.control)
+        for reader in (progress, watcher):
+            reader.on_train_begin(trainer.args, trainer.state, trainer.control)
     else:
         with saver.heeding_sigterm(), _clearing_up(workspace.trainer):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -92,9 +97,11 @@ def train(trainer: Trainer, plan: TrainingPlan, workspace: Workspace, report: Re
         raise Stopped(f"stopped on request after step {trainer.state.global_step} of {trainer.state.max_steps}")
     if checkpoint and not progress.first_step:
         raise StageError(f"{checkpoint.name} was there, but training started from step 0; delete {workspace.trainer}")
+    watcher.finish(trainer.state)
     if not all(torch.isfinite(parameter).all() for parameter in trainer.model.parameters() if parameter.requires_grad):
         raise StageError("training diverged: weights are not finite; lower the learning rate")
     _write_history(trainer, workspace)
+    write_alarms(workspace.model, watcher.raised)
     return progress.first_step
 
 

@@ -5,13 +5,14 @@ colour of the light or dark theme.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from html import escape
 from textwrap import shorten
 from typing import Any
 
+from models.alarms import Alarm
 from models.artifacts import Stage
 from models.evaluation import Estimate
 from models.run import RunRecord
@@ -95,10 +96,26 @@ def metric_charts(record: RunRecord) -> list[Chart]:
     ]
 
 
-def learning_charts(stage: Stage, history: list[dict[str, float]]) -> list[Chart]:
-    """The curves of a stage's log history that matter for it."""
+def learning_charts(stage: Stage, history: list[dict[str, float]], alarms: Sequence[Alarm] = ()) -> list[Chart]:
+    """The curves of a stage's log history that matter for it, with a line at the step of each alarm."""
     charts = [_learning_chart(f"chart-{stage}-{n}", panel, history) for n, panel in enumerate(PANELS.get(stage, ()))]
+    lines = [_alarm_line(step) for step in sorted({alarm.step for alarm in alarms})]
+    for chart in filter(None, charts):
+        chart.figure["layout"]["shapes"] = lines
     return [chart for chart in charts if chart]
+
+
+def _alarm_line(step: int) -> Figure:
+    return {
+        "type": "line",
+        "x0": step,
+        "x1": step,
+        "yref": "paper",
+        "y0": 0,
+        "y1": 1,
+        "line": {"width": 1, "dash": "dash"},
+        "layer": "below",
+    }
 
 
 def _metric_figure(record: RunRecord, measure: Measure) -> Figure | None:

@@ -136,7 +136,7 @@ def _section(
         seconds=stage_seconds(record, stage) or UNKNOWN,
         evaluation_seconds=duration(evaluation.seconds) if evaluation else UNKNOWN,
         attempts=manifest.attempts if manifest else (),
-        charts=learning_charts(stage, curves.get(stage, [])),
+        charts=learning_charts(stage, curves.get(stage, []), outcome.alarms if outcome else ()),
     )
 
 

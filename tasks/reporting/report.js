@@ -16,6 +16,7 @@
     hoverlabel: { bgcolor: colour("--card"), bordercolor: colour("--faint"), font: { color: colour("--ink") } },
     xaxis: { ...layout.xaxis, linecolor: colour("--faint"), showline: true },
     yaxis: { ...layout.yaxis, gridcolor: colour("--hair") },
+    shapes: (layout.shapes ?? []).map((shape) => ({ ...shape, line: { ...shape.line, color: colour("--soft") } })),
   });
   const draw = () => {
     for (const [id, figure] of Object.entries(figures)) {
