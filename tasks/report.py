@@ -29,7 +29,7 @@ from tasks.reporting.lineage_page import render_drawing, render_lineage
 from tasks.reporting.page import LINEAGE_PAGE, render_report
 from tasks.reporting.verdict import verdict
 from tasks.run_record import release_run, save_run
-from tasks.store import ArtifactStore, read_manifest, utc_now
+from tasks.store import MANIFEST, ArtifactStore, read_manifest, utc_now
 from tasks.telling import publish
 
 
@@ -68,7 +68,7 @@ def report(
     )
     curves: dict[str, list[dict[str, float]]] = {checkpoint.stage: _history(checkpoint) for checkpoint in checkpoints}
     shown = finished.model_copy(update={"recipe": without_folders(finished.recipe)})
-    replace_file(path, render_report(shown, curves, manifests | _dataset_manifests(manifests, home)))
+    replace_file(path, render_report(shown, curves, manifests | _dataset_manifests(run, home)))
     store = ArtifactStore(home)
     lineage = ancestry(store, last.path)
     replace_file(path.with_name(LINEAGE_PAGE), render_lineage(store, lineage))
@@ -99,9 +99,10 @@ def _history(checkpoint: Checkpoint) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def _dataset_manifests(manifests: dict[str, Manifest], home: Path) -> dict[str, Manifest]:
-    names = {manifest.parents["dataset"] for manifest in manifests.values() if "dataset" in manifest.parents}
-    return {name: read_manifest(home / "datasets" / name) for name in names}
+def _dataset_manifests(run: RunRecord, home: Path) -> dict[str, Manifest]:
+    """Of the snapshots that the run trained on or held out."""
+    folders = {name: home / "datasets" / name for name in run.needs}
+    return {name: read_manifest(path) for name, path in folders.items() if (path / MANIFEST).exists()}
 
 
 def _show(run: RunRecord, path: Path) -> None:

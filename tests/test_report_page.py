@@ -19,7 +19,7 @@ from models.sources import BaseModelSource, DatasetSource
 from tasks.reporting.charts import learning_charts, metric_charts
 from tasks.reporting.page import LINEAGE_PAGE, render_report
 from tasks.reporting.picture import pictures
-from tasks.reporting.tables import choose_rows, sample_rows
+from tasks.reporting.samples import answering, choose_rows, sample_rows
 from tasks.reporting.verdict import stage_verdict, verdict
 from tasks.reporting.words import TIMES
 
@@ -329,7 +329,7 @@ def test_figures_are_what_plotly_accepts() -> None:
 
 
 def test_chosen_samples_differ_first_and_show_every_kind() -> None:
-    rows = sample_rows(record("dpo", "grpo"))
+    rows = sample_rows(answering(record("dpo", "grpo").evaluations))
     shown, rest = choose_rows(rows, 12)
     assert len(shown) == 12
     assert sorted(row.prompt.prompt for row in shown + rest) == sorted(row.prompt.prompt for row in rows)

@@ -1,5 +1,6 @@
 """The report of a run: one HTML file for people who decide, readable without a network, on paper and on a phone."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
@@ -9,9 +10,14 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from models.artifacts import Attempt, Manifest, Stage
+from models.evaluation import EvaluationResult
 from models.run import RunRecord, RunState
-from tasks.reporting import tables
+from tasks.reporting import samples, tables
 from tasks.reporting.charts import Chart, learning_charts, metric_charts
+from tasks.reporting.contrasts import Contrast, contrast, win_matrix
+from tasks.reporting.data_cards import data_cards
+from tasks.reporting.distributions import distribution_charts
+from tasks.reporting.headline import headline, last_comparison
 from tasks.reporting.picture import MARKS, NodeState, pictures, stage_seconds, stage_state
 from tasks.reporting.verdict import by_stage, stage_verdict, verdict
 from tasks.reporting.words import STAGE_NAMES, UNKNOWN, duration, elapsed, memory, moment, stages_of
@@ -51,48 +57,66 @@ def render_report(record: RunRecord, curves: dict[str, list[dict[str, float]]], 
     """Write a run's report as one self-contained HTML file.
 
     Args:
-        record: The run, with its recipe, stages and evaluations.
+        record: The run, with its recipe, stages, evaluations and comparisons.
         curves: The trainer's log history for each stage by name; NaN and infinities become gaps.
         manifests: Manifests of the run's checkpoints (`sft-0123456789abcdef`) and, if at hand, of its datasets.
     """
     sections = [_section(record, stage, curves, manifests) for stage in stages_of(record.recipe)]
-    measured = metric_charts(record)
-    figures = {chart.id: chart.figure for chart in chain(measured, *(section.charts for section in sections))}
-    return (
-        environment()
-        .get_template("report.html.j2")
-        .render(
-            record=record,
-            state_mark=STATE_MARKS[record.state],
-            verdict=_capitalised(verdict(record)),
-            facts=_facts(record, manifests),
-            pictures=pictures(record),
-            sections=sections,
-            metric_charts=measured,
-            figures=figures,
-            plotly_js=_plotly_js() if figures else "",
-            lineage=_lineage(manifests),
-            lineage_page=LINEAGE_PAGE if record.state == "completed" else "",
-            recipe_yaml=yaml.safe_dump(record.recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
-            **_metrics(record),
-            **_samples(record),
-        )
+    judged = by_stage(record)
+    results = {STAGE_NAMES[stage]: judged[stage] for stage in stages_of(record.recipe) if stage in judged}
+    measured, spreads = metric_charts(record), distribution_charts(list(results.values()), list(results))
+    return render(
+        "report.html.j2",
+        [*measured, *spreads, *chain.from_iterable(section.charts for section in sections)],
+        record=record,
+        state_mark=STATE_MARKS[record.state],
+        verdict=_capitalised(verdict(record)),
+        answers=headline(record, manifests),
+        facts=_facts(record, manifests),
+        pictures=pictures(record),
+        sections=sections,
+        metric_columns=tables.metric_columns(record),
+        metric_rows=tables.metric_rows(record),
+        metric_charts=measured,
+        contrasts=_contrasts(record),
+        wins=win_matrix(list(results.values()), list(results)),
+        spreads=spreads,
+        cards=data_cards(manifests),
+        lineage=_lineage(manifests),
+        lineage_page=LINEAGE_PAGE if record.state == "completed" else "",
+        recipe_yaml=yaml.safe_dump(record.recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        **shown_samples(results),
     )
 
 
-def _metrics(record: RunRecord) -> dict[str, object]:
-    return {"metric_columns": tables.metric_columns(record), "metric_rows": tables.metric_rows(record)}
+def render(template: str, charts: Iterable[Chart], **content: object) -> str:
+    """Fill a page's template in; its charts are drawn by plotly.js, which the page then brings."""
+    figures = {chart.id: chart.figure for chart in charts}
+    plotly_js = _plotly_js() if figures else ""
+    return environment().get_template(template).render(figures=figures, plotly_js=plotly_js, **content)
 
 
-def _samples(record: RunRecord) -> dict[str, object]:
-    shown, rest = tables.choose_rows(tables.sample_rows(record), SHOWN_SAMPLES)
+def shown_samples(results: Mapping[str, EvaluationResult]) -> dict[str, object]:
+    """The replies side by side, those first on which the models differ most, under the models' names."""
+    answering = {name: result for name, result in results.items() if result in samples.answering([*results.values()])}
+    shown, rest = samples.choose_rows(samples.sample_rows([*answering.values()]), SHOWN_SAMPLES)
     listed = rest[: LISTED_SAMPLES - len(shown)]
     return {
-        "sample_columns": tables.sample_columns(record),
+        "sample_columns": list(answering),
         "shown_samples": shown,
         "more_samples": listed,
         "unlisted_samples": len(rest) - len(listed),
     }
+
+
+def _contrasts(record: RunRecord) -> list[Contrast]:
+    """The run's comparisons, that of the last policy with the base model first."""
+    names = {outcome.checkpoint.name: STAGE_NAMES[outcome.stage] for outcome in record.stages}
+    distinct = {(one.model, one.against): one for one in (last_comparison(record, "base"), *record.comparisons) if one}
+    return [
+        contrast(one, names.get(one.model, one.model), names.get(one.against, f"{one.role} {one.against}"))
+        for one in distinct.values()
+    ]
 
 
 def _facts(record: RunRecord, manifests: dict[str, Manifest]) -> dict[str, str]:

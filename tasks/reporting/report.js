@@ -7,6 +7,7 @@
   const themedTrace = (trace) => {
     const tone = colour(trace.meta === "accent" ? "--accent" : "--soft");
     const themed = { ...trace, line: { ...trace.line, color: tone }, marker: { ...trace.marker, color: tone } };
+    if (trace.type === "violin") themed.fillcolor = colour(trace.meta === "accent" ? "--accent-wash" : "--hair");
     if (trace.error_y) themed.error_y = { ...trace.error_y, color: tone };
     return themed;
   };

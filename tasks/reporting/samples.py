@@ -1,4 +1,4 @@
-"""Replies of several models side by side: the prompts on which they differ most, and what changed from each to the next."""
+"""Replies of several models side by side: where they differ most, and what changed from each to the next."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
