@@ -20,6 +20,7 @@ from flows.session import configure_prefect, fail, in_prefect
 from models.errors import AlignError, InputError
 
 if TYPE_CHECKING:
+    from models.comparison import Comparison
     from models.recipe import Recipe
     from models.reproduction import Reproduction
     from models.run import RunRecord
@@ -141,6 +142,32 @@ def _preflight(recipe: "Recipe") -> "Preflight":
     return preflight(recipe, load_settings())
 
 
+def _compare(arguments: Namespace) -> int:
+    """Hold two models against each other."""
+    configure_prefect()
+    from flows.reading import open_store
+    from flows.terminal import make_console, print_comparison
+    from settings.recipes import build_recipe
+    from tasks.contest import find_contest
+
+    recipe = build_recipe(arguments.recipe, {}) if arguments.recipe else None
+    contest = find_contest(open_store(), arguments.a, arguments.b, recipe)
+    _preflight(contest.recipe)
+
+    def run() -> "tuple[Comparison, Path]":
+        from flows.compare import compare
+
+        found: tuple[Comparison, Path] = compare(arguments.a, arguments.b, recipe, arguments.html)
+        return found
+
+    comparison, page = in_prefect(run, quiet=arguments.json)
+    if arguments.json:
+        print_json(comparison.model_dump(mode="json") | {"page": str(page)})
+    else:
+        print_comparison(comparison, page, make_console())
+    return 0
+
+
 def _reproduce(arguments: Namespace) -> int:
     """Train a checkpoint again and compare; 1 where the weights are others."""
     configure_prefect()
@@ -156,7 +183,7 @@ def _reproduce(arguments: Namespace) -> int:
         found: Reproduction = reproduce(arguments.checkpoint)
         return found
 
-    found = in_prefect(run)
+    found = in_prefect(run, quiet=arguments.json)
     if arguments.json:
         print_json(found.model_dump(mode="json") | {"same": found.same})
     else:
@@ -179,6 +206,7 @@ _COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "runs": runs,
     "lineage": lineage,
     "diff": diff,
+    "compare": _compare,
     "verify": verify,
     "chat": chat,
     "reproduce": _reproduce,

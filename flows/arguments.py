@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
+from pathlib import Path
 from typing import get_args
 
 from models.aliases import CHAMPION
@@ -32,6 +33,7 @@ _PURPOSES = {
     "runs": "List the runs, newest first.",
     "lineage": "Show what a folder is made of, down to base model and datasets, or what was made from it.",
     "diff": "Show what differs between two checkpoints: recipe, data, code, versions, machine and figures.",
+    "compare": "Hold two models against each other on the same held-out rows, and write a page about it.",
     "verify": "Read every file again and compare it with its manifest's digest, or an exported folder's with its own.",
     "chat": "Talk to a checkpoint, or to two of them side by side.",
     "reproduce": "Train a checkpoint again from its manifest alone, and say whether the weights are the same.",
@@ -58,7 +60,7 @@ def parse_arguments(argv: list[str]) -> Namespace:
         name: group.add_parser(name, help=purpose, description=purpose, formatter_class=layout, allow_abbrev=False)
         for name, purpose in _PURPOSES.items()
     }
-    for name in ("check", "runs", "diff", "verify", "reproduce", "aliases", "prune", "import", "export"):
+    for name in ("check", "runs", "diff", "compare", "verify", "reproduce", "aliases", "prune", "import", "export"):
         commands[name].add_argument("--json", action="store_true", help="print JSON instead of a table")
     for name in {"run", "check"} & set(argv):  # a hundred flags each: only where they are asked for
         _add_recipe(commands[name], name)
@@ -113,6 +115,15 @@ def _add_verify(command: ArgumentParser) -> None:
 def _add_diff(command: ArgumentParser) -> None:
     command.add_argument("a", metavar="A", help="a checkpoint, as for the other commands")
     command.add_argument("b", metavar="B", help="the one to compare it with")
+
+
+def _add_compare(command: ArgumentParser) -> None:
+    command.add_argument("a", metavar="A", help="a checkpoint, as for the other commands, or a run: its last policy")
+    command.add_argument("b", metavar="B", help="the one to hold against it")
+    command.add_argument(
+        "--recipe", help="what to measure on which rows; default: as the newest run that made one of the two"
+    )
+    command.add_argument("--html", metavar="FILE", type=Path, help="the page (default: in the artifact root)")
 
 
 def _add_lineage(command: ArgumentParser) -> None:
@@ -221,6 +232,7 @@ _ARGUMENTS: dict[str, Callable[[ArgumentParser], None]] = {
     "resume": _add_resume,
     "lineage": _add_lineage,
     "diff": _add_diff,
+    "compare": _add_compare,
     "verify": _add_verify,
     "chat": _add_chat,
     "promote": _add_promote,

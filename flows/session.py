@@ -29,11 +29,12 @@ def configure_prefect() -> None:
         os.environ.setdefault(variable, value)
 
 
-def in_prefect(run: Callable[[], Result]) -> Result:
+def in_prefect(run: Callable[[], Result], quiet: bool = False) -> Result:
     """Call a flow with Prefect as the command wants it, and show how its stages go.
 
     Args:
         run: Imports the flow and calls it.
+        quiet: Whether the standard output is for the result alone; progress goes to the standard error then.
     """
     configure_prefect()
     from tasks.child import warm_up
@@ -45,7 +46,7 @@ def in_prefect(run: Callable[[], Result]) -> Result:
     from settings.settings import load_settings
     from tasks.files import explaining_a_full_disk
 
-    console = make_console()
+    console = make_console(stderr=quiet)
     console.print("all is checked; starting Prefect")
     try:
         with _leaving_on_signals(), showing_progress(console), explaining_a_full_disk(load_settings().home):

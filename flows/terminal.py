@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 from rich import box
@@ -14,6 +15,7 @@ from rich.progress import Progress as Bars
 from rich.table import Column, Table
 
 from models.alarms import Alarm
+from models.comparison import Comparison
 from models.evaluation import EvaluationResult
 from models.reproduction import Reproduction, StageReproduction
 from models.run import RunRecord
@@ -99,10 +101,10 @@ class LiveDisplay:
             )
 
 
-def make_console() -> Console:
-    """The terminal; a pipe has lines as long as they come."""
-    console = Console()
-    return console if console.is_terminal else Console(width=_PIPE_WIDTH)
+def make_console(stderr: bool = False) -> Console:
+    """The terminal, by one of its two ways; a pipe has lines as long as they come."""
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(width=_PIPE_WIDTH, stderr=stderr)
 
 
 @contextmanager
@@ -135,11 +137,30 @@ def print_summary(record: RunRecord, console: Console) -> None:
     alarms = [f"{outcome.stage} {alarm.name}" for outcome in record.stages for alarm in outcome.alarms]
     if alarms:
         console.print(f"alarms: {len(alarms)} ({', '.join(alarms)}); see the report", markup=False, highlight=False)
+    for comparison in record.comparisons:
+        moved = [f"{one.measure} {one}" for one in comparison.differences if one.verdict != "unclear"]
+        if comparison.role == "parent":
+            told = "; ".join(moved) or "nothing that chance does not explain"
+            console.print(f"{comparison.model} against its parent: {told}", markup=False, highlight=False)
+    if record.gate:
+        console.print(f"gate: {'open' if record.gate.passed else 'closed'}", markup=False, highlight=False)
+        for each in record.gate.conditions:
+            mark = "✓" if each.passed else "✗"
+            console.print(f"  {mark} {each.condition}: {each.found}", markup=False, highlight=False)
     policies = [outcome.checkpoint.name for outcome in record.stages if outcome.stage != "reward"]
     if policies:
         console.print(f"talk to it: align chat {policies[-1]}", markup=False, highlight=False)
     if record.report:
         console.print(f"report: {record.report}", soft_wrap=True, markup=False, highlight=False)
+
+
+def print_comparison(comparison: Comparison, page: Path, console: Console) -> None:
+    """What became of each measure, and where the page lies."""
+    rows = [(one.measure, f"{one.before:.3g}", f"{one.after:.3g}", str(one)) for one in comparison.differences]
+    print_table(("measure", comparison.against, comparison.model, "verdict"), rows, console)
+    if comparison.win_rate:
+        console.print(f"the reward model prefers {comparison.model}: {comparison.win_rate} of prompts", markup=False)
+    console.print(f"page: {page}", soft_wrap=True, markup=False, highlight=False)
 
 
 def print_preflight(result: Preflight, console: Console) -> None:

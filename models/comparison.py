@@ -25,12 +25,9 @@ class Difference(Contract):
     """`unclear` where chance explains the difference, or the measure has no better side."""
 
     def __str__(self) -> str:
-        """In words: `better by 0.12 [0.03, 0.21]`, `can't tell with 40 rows: +0.02 [-0.05, 0.09]`."""
-        size = f"{abs(self.change.value):.3g}"
-        interval = f"[{self.change.low:+.3g}, {self.change.high:+.3g}]"
-        if self.verdict == "unclear":
-            return f"can't tell with {self.change.n} rows: {self.change.value:+.3g} {interval}"
-        return f"{self.verdict} by {size} {interval}"
+        """In words: `better: +0.12 [+0.03, +0.21]`, `can't tell with 40 rows: +0.02 [-0.05, +0.09]`."""
+        said = f"can't tell with {self.change.n} rows" if self.verdict == "unclear" else self.verdict
+        return f"{said}: {self.change.value:+.3g} [{self.change.low:+.3g}, {self.change.high:+.3g}]"
 
 
 class Comparison(Contract):

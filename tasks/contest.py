@@ -1,0 +1,97 @@
+"""Two models that shall be compared: who they are, what to measure them with, and the page about them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.artifacts import Checkpoint, Manifest
+from models.comparison import Comparison
+from models.errors import InputError
+from models.evaluation import EvaluationResult
+from models.recipe import Recipe
+from models.run import RunRecord
+from tasks.files import replace_file
+from tasks.finding import as_checkpoint, resolve
+from tasks.reporting.compare_page import render_comparison
+from tasks.run_record import all_runs
+from tasks.store import MANIFEST, ArtifactStore, read_manifest
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Two policies and what they are measured with."""
+
+    entrants: tuple[tuple[Checkpoint, Checkpoint | None], ...]
+    """Each with the model that it was trained from, where that is still there."""
+    recipe: Recipe
+    """Says what to measure on which rows."""
+    reward_model: Checkpoint | None
+    """Scorer of the replies: the run's own, where it made one."""
+
+
+def find_contest(store: ArtifactStore, a: str, b: str, recipe: Recipe | None = None) -> Contest:
+    """Find out what a user wants to compare.
+
+    Args:
+        store: The artifact root.
+        a: A checkpoint, or a run: its last policy.
+        b: The one to hold against it.
+        recipe: What to measure; default: the evaluation of the newest run that has made one of the two.
+
+    Raises:
+        InputError: one of them is not there or is a reward model, both are one, or no run says what to measure.
+    """
+    records, _ = all_runs(store.home)
+    entrants = [_entrant(store, wanted, records) for wanted in (a, b)]
+    names = [checkpoint.name for checkpoint, _ in entrants]
+    if names[0] == names[1]:
+        raise InputError(f"'{a}' and '{b}' are both {names[0]}; name two models")
+    run = next((one for one in records if _made(one, names)), None)
+    if not (recipe or run):
+        raise InputError(f"no run in {store.home} has made {names[0]} or {names[1]}; say what to measure with --recipe")
+    scorers = [one.checkpoint for one in run.stages if one.stage == "reward"] if run else []
+    there = [one for one in scorers if (one.path / MANIFEST).exists()]
+    return Contest(tuple(entrants), recipe or run.recipe, there[0] if there else None)  # type: ignore[union-attr]
+
+
+def _entrant(store: ArtifactStore, wanted: str, records: list[RunRecord]) -> tuple[Checkpoint, Checkpoint | None]:
+    runs = [one for one in records if one.id == wanted or (len(wanted) >= 8 and one.id.endswith(wanted))]
+    policies = [one.checkpoint.name for one in runs[0].stages if one.stage != "reward"] if runs else []
+    if runs and not policies:
+        raise InputError(f"run {runs[0].id} has not completed, so it has no last policy; name a checkpoint")
+    path, manifest = resolve(store, policies[-1] if policies else wanted)
+    if manifest.identity.get("stage") == "reward":
+        raise InputError(f"{path.name} is a reward model, which writes no replies; compare policies")
+    return as_checkpoint(path, manifest), _parent(store, manifest)
+
+
+def _parent(store: ArtifactStore, manifest: Manifest) -> Checkpoint | None:
+    path = store.locate(manifest.parents.get("policy", ""))
+    return as_checkpoint(path, read_manifest(path)) if path else None
+
+
+def _made(record: RunRecord, names: list[str]) -> bool:
+    return any(outcome.checkpoint.name in names for outcome in record.stages)
+
+
+def write_page(
+    store: ArtifactStore,
+    comparison: Comparison,
+    before: EvaluationResult,
+    after: EvaluationResult,
+    page: Path | None = None,
+) -> Path:
+    """Write the page about two models and return where it lies.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    entrants = (before.checkpoint, after.checkpoint)
+    file = page or store.home / "comparisons" / f"{'--'.join(one.name for one in entrants)}.html"
+    manifests = {one.name: read_manifest(one.path) for one in entrants}
+    places = {name: store.locate(name) for name in store.ancestors([one.path.name for one in entrants])}
+    manifests |= {name: read_manifest(path) for name, path in places.items() if path}
+    try:
+        replace_file(file, render_comparison(comparison, before, after, manifests))
+    except OSError as error:
+        raise InputError(f"--html: {file} cannot be written ({error.strerror}); name another file") from None
+    return file.absolute()
