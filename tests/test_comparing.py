@@ -1,0 +1,136 @@
+"""Two models on the same rows: what the paired statistics say, and what of two evaluations is compared."""
+
+import math
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.artifacts import Checkpoint, Stage
+from models.evaluation import Estimate, EvaluationResult, HeldOutFigures, PairScores, Sample
+from tasks.comparing import BETTER, compare, win_rate
+from tasks.core.statistics import exponential, mean_of_ratios, paired_means, paired_shares
+
+
+def sample(correct: bool, row: int = 0, **measured: Any) -> Sample:
+    return Sample(prompt=f"{row}?", reply="r", answer=("a",), correct=correct, kind=("x", "y")[row % 2], **measured)
+
+
+def result(
+    samples: Sequence[Sample], stage: Stage = "sft", pairs: Sequence[PairScores] = (), **more: Any
+) -> EvaluationResult:
+    digit = {"base": "b", "sft": "1", "dpo": "2", "grpo": "3", "reward": "4"}[stage]
+    checkpoint = Checkpoint(path=Path("/x") / stage, fingerprint=digit * 64, stage=stage, precision="fp32")
+    return EvaluationResult(checkpoint=checkpoint, samples=tuple(samples), pairs=tuple(pairs), **more)
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "p_value", "verdict"),
+    [
+        (0, 0, 1.0, "unclear"),
+        (5, 0, 0.0625, "unclear"),
+        (6, 0, 0.03125, "better"),
+        (0, 6, 0.03125, "worse"),
+        (9, 2, 0.0654, "unclear"),
+        (12, 2, 0.0129, "better"),
+    ],
+)
+def test_shares_are_judged_by_mcnemars_exact_test(gained: int, lost: int, p_value: float, verdict: str) -> None:
+    before = [False] * gained + [True] * lost + [True] * 20
+    after = [True] * gained + [False] * lost + [True] * 20
+    found = paired_shares("exact_match", before, after, 1)
+    assert found.p_value == pytest.approx(p_value, abs=1e-4)
+    assert found.verdict == verdict
+    assert found.change.value == pytest.approx((gained - lost) / len(before))
+    assert found.change.low <= found.change.value <= found.change.high
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+def test_interval_and_test_of_shares_agree(rows: list[tuple[bool, bool]]) -> None:
+    before, after = zip(*rows, strict=True)
+    found = paired_shares("exact_match", before, after, 1)
+    assert found.p_value is not None
+    assert (found.p_value < 0.05) == (not found.change.low <= 0 <= found.change.high)
+    swapped = paired_shares("exact_match", after, before, 1)
+    assert swapped.change.value == pytest.approx(-found.change.value)
+    assert {found.verdict, swapped.verdict} in ({"unclear"}, {"better", "worse"})
+
+
+def test_agreement_on_all_rows_is_no_certainty() -> None:
+    few, many = (paired_shares("exact_match", [True] * n, [True] * n, 1).change for n in (10, 1000))
+    assert few.low == -few.high
+    assert few.high > 0.2
+    assert 0 < many.high < 0.01
+
+
+def test_means_are_judged_by_the_bootstrap_over_rows() -> None:
+    draw = random.Random(3)
+    before = [draw.gauss(0, 5) for _ in range(300)]
+    after = [value + draw.gauss(0.3, 1) for value in before]
+    found = paired_means("reward_score", before, after, 1)
+    # The pairing takes the rows' own spread out: the unpaired interval would be five times as wide.
+    normal = 1.96 * math.sqrt(sum((b - a - found.change.value) ** 2 for a, b in zip(before, after, strict=True))) / 300
+    assert found.verdict == "better"
+    assert found.change.high - found.change.low == pytest.approx(2 * normal, rel=0.1)
+    assert paired_means("loss", before, after, -1).verdict == "worse"
+    assert paired_means("length", before, after, 0).verdict == "unclear"
+    assert found == paired_means("reward_score", before, after, 1)
+
+
+def test_a_mean_of_ratios_weighs_rows_by_their_count() -> None:
+    figure = mean_of_ratios([10.0, 2.0, 6.0], [10, 1, 3])
+    assert figure.value == pytest.approx(18 / 14)
+    assert figure.low < figure.value < figure.high
+    found = paired_means("loss", [10.0, 2.0, 6.0], [20.0, 4.0, 12.0], -1, [10, 1, 3])
+    assert (found.before, found.after) == (pytest.approx(18 / 14), pytest.approx(36 / 14))
+
+
+def test_an_exponential_stays_finite() -> None:
+    assert math.isfinite(exponential(Estimate(value=1e6, low=0.0, high=1e7, n=3)).high)
+
+
+def test_every_measure_of_both_is_compared() -> None:
+    def measured(correct: bool, row: int) -> Sample:
+        return sample(
+            correct, row, sampled_reward=float(correct), reward_score=row / 2 + correct, tokens=5 + correct,
+            stopped=correct, repetition=0.5, answer_nll=3.0 - correct, answer_tokens=2, kl=0.1,
+        )  # fmt: skip
+
+    pairs = [PairScores(kind="k", chosen=1.0, rejected=value, parent_margin=0.0) for value in (0.0, 2.0)]
+    before = result([measured(False, row) for row in range(12)], "base", pairs)
+    after = result([measured(True, row) for row in range(12)], "sft", pairs)
+    found = {one.measure: one for one in compare(after, before, "parent").differences}
+    # The divergence and the implicit reward are each model's from its own parent: there is nothing to compare.
+    assert {name.partition("/")[0] for name in found} == set(BETTER) - {"kl", "implicit_accuracy"}
+    assert {"exact_match/x", "exact_match/y"} <= set(found)
+    verdicts = {name: one.verdict for name, one in found.items()}
+    assert (
+        verdicts["exact_match"] == verdicts["sampled_reward"] == verdicts["loss"] == verdicts["unstopped"] == "better"
+    )
+    assert verdicts["length"] == verdicts["repetition"] == verdicts["preference_accuracy"] == "unclear"
+
+
+def test_other_rows_are_not_compared() -> None:
+    before, after = result([sample(True, 0)], "base"), result([sample(True, 1)], "sft")
+    assert compare(after, before, "base").differences == ()
+    assert compare(after, before, "base").win_rate is None
+
+
+def test_further_sets_are_compared_by_name() -> None:
+    extra = HeldOutFigures(samples=(sample(True),))
+    before, after = (result([sample(True)], stage, sets={"hard": extra}) for stage in ("base", "sft"))  # type: ignore[arg-type]
+    assert compare(after, before, "base").find("hard: exact_match")
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "rate"), [((2, 2), (1, 1), 1.0), ((1, 1), (1, 2), 0.25), ((0, 3), (3, 0), 0.5)]
+)
+def test_a_tie_is_half_a_win(ours: tuple[float, ...], theirs: tuple[float, ...], rate: float) -> None:
+    scored = [[sample(True, row, reward_score=score) for row, score in enumerate(of)] for of in (ours, theirs)]
+    found = win_rate(*scored)
+    assert found
+    assert found.value == rate
