@@ -205,9 +205,10 @@ def training_input(step: Step, made: Mapping[str, Artifact]) -> TrainingInput:
         {"reward_accuracy": Estimate.model_validate(origin["reward_accuracy"])} if "reward_model" in parents else {}
     )
     prompt = {"system_prompt": origin.get("system_prompt")}
+    unstopped = {"alarms": {"stop": ()}}  # it came to its end then, whatever its log said
     try:
         stage = _INPUTS[identity["stage"]].model_validate(
-            {"hyperparameters": asked} | fields | parents | judged | prompt
+            {"hyperparameters": asked} | fields | parents | judged | prompt | unstopped
         )
     except (ValidationError, KeyError):
         stage = None

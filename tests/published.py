@@ -145,6 +145,7 @@ class Shelf:
         else:
             _write_placeholders(content, adapter=True)
         (content / "history.jsonl").write_text('{"loss": 1.0}\n')
+        (content / "alarms.json").write_text("[]\n")
         source = DatasetSource(path=f"{data}.jsonl", license=self.licenses[data] or None)
         kind: Any = {"sft": SFT, "reward": RewardModel, "dpo": DPO}[stage]
         parents = {"policy": parent, "dataset": self.datasets[data]}
