@@ -1,4 +1,4 @@
-"""The judge, behind a server that speaks the OpenAI protocol: one that reads, one that favours a place, one that fails."""
+"""The judge, behind a server that speaks the OpenAI protocol: one that reads, favours a place, or fails."""
 
 import json
 import threading

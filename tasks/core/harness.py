@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from models.errors import InputError
 from models.evaluation import Estimate
 from models.measurement import Harness
-from tasks.core.statistics import mean
+from tasks.core.statistics import mean, proportion
 
 
 def run_harness(
@@ -42,6 +42,7 @@ def _figures(found: dict[str, Any]) -> Iterator[tuple[str, Estimate]]:
     """Every metric that each row has a number for."""
     for task, rows in found.get("samples", {}).items():
         for metric in dict.fromkeys(name for row in rows for name in row.get("metrics", ())):
-            values = [row[metric] for row in rows if isinstance(row.get(metric), int | float)]
+            values = [float(row[metric]) for row in rows if isinstance(row.get(metric), int | float)]
             if values:
-                yield f"{task} {metric}", mean([float(value) for value in values])
+                is_share = set(values) <= {0.0, 1.0}
+                yield f"{task} {metric}", proportion([*map(bool, values)]) if is_share else mean(values)
