@@ -23,6 +23,7 @@ from tasks.preflight import preflight
 from tasks.recording import close_failed, open_run
 from tasks.report import report
 from tasks.reward import train_reward_model
+from tasks.reward_functions import function_digests
 from tasks.rows import Role
 from tasks.sft import train_sft
 
@@ -79,6 +80,7 @@ def align(
             reward_accuracy=accuracy,
             dataset=rows(recipe.grpo.dataset, "prompts"),
             hyperparameters=recipe.grpo,
+            functions=function_digests(recipe.grpo),
             **common,
         )
         grpo = train_grpo.submit(grpo_input, execution)

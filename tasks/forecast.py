@@ -18,6 +18,7 @@ from tasks.execution import Execution
 from tasks.fits import recall
 from tasks.pruned import is_pruned
 from tasks.restoring import obstacle
+from tasks.reward_functions import function_digests
 from tasks.store import ArtifactStore, damage, read_manifest
 
 
@@ -91,7 +92,7 @@ def stage_inputs(recipe: Recipe, datasets: Iterable[DatasetCheck], execution: Ex
     if recipe.grpo:
         prompts = rows["grpo.dataset"]
         asked = {"policy": policy, "reward_model": reward_model, "hyperparameters": recipe.grpo}
-        yield GRPOInput(dataset=prompts, **asked, **common)
+        yield GRPOInput(dataset=prompts, functions=function_digests(recipe.grpo), **asked, **common)
 
 
 def _look_up(stage: TrainingInput, execution: Execution) -> StageForecast:

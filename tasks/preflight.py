@@ -24,6 +24,7 @@ from tasks.dataset_check import DatasetCheck, Table, check_leakage, noting, read
 from tasks.execution import plan_execution
 from tasks.forecast import stage_inputs
 from tasks.pruned import is_pruned
+from tasks.reward_functions import check_function
 from tasks.store import ArtifactStore
 
 _BYTES_PER_WEIGHT: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -84,6 +85,10 @@ def preflight(recipe: Recipe, settings: Settings) -> Preflight:
         problems.append("quantization: 4-bit weights need a CPU or CUDA; remove it, or set ALIGN_DEVICE=cpu")
     with noting(problems):
         model = check_base_model(recipe.base_model)
+    for reward in recipe.grpo.rewards if recipe.grpo else ():
+        with noting(problems):
+            if reward.function:
+                check_function(reward.function)
     tables = read_tables(recipe, problems)
     check_leakage(tables, problems)
     _check_lengths(recipe, model, problems)

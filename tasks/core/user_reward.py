@@ -1,18 +1,62 @@
 """A user's function as one of GRPO's rewards: a call that fails costs this reward only, and is counted and told."""
 
+import json
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from models.errors import StageError
 from models.rewards import Reward
 from tasks.core.reward_process import CallFailed, RewardProcess
+from tasks.files import file_digest
+from tasks.reward_functions import function_file
 
+FAILURES = "reward_failures.json"
+"""The file of a model's folder with the failed calls by kind and the last failure, by reward."""
 _CALLS_TO_JUDGE = 4
 """Calls after which the share of failures counts."""
 _NOT_FOR_OTHERS = ("trainer_state", "log_extra", "environments")
 """What TRL offers its functions beside the columns, and cannot leave the training process."""
+
+
+def user_reward(reward: Reward, sha256: str | None) -> "UserReward":
+    """The reward of a function of the user's.
+
+    Args:
+        reward: Which function, with what limits.
+        sha256: What its file's digest must be; none: whatever it is.
+
+    Raises:
+        StageError: the file is another than when the stage was asked for.
+    """
+    file = function_file(reward.function or "")
+    if sha256 and file_digest(file) != sha256:
+        raise StageError(f"reward {reward.label}: {file} was changed since the run began; run again")
+    return UserReward(reward)
+
+
+@contextmanager
+def accounting_for(rewards: Iterable[object], folder: Path) -> Iterator[dict[str, float]]:
+    """End the processes of all functions in the end, and note in `folder` what failed where training came through.
+
+    Yields:
+        Filled at the end: failed calls by reward and kind.
+    """
+    users = [reward for reward in rewards if isinstance(reward, UserReward)]
+    metrics: dict[str, float] = {}
+    try:
+        yield metrics
+    finally:
+        for user in users:
+            user.close()
+    told = {user.__name__: {**user.failures, "last": user.last_failure} for user in users if user.failures}
+    if told:
+        (folder / FAILURES).write_text(json.dumps(told, indent=2))
+    for user in users:
+        metrics |= user.metrics()
 
 
 class UserReward:
