@@ -26,6 +26,8 @@ _ENVIRONMENT = (
 _SECONDS_TO_START = 60.0
 """Least time for the imports of the function's file."""
 _SECONDS_TO_TELL = 1.0
+_OURS = ("reward_worker.py", "<frozen runpy>")
+"""What a stack shows below the user's code."""
 _ROOT = Path(__file__).parents[2]
 
 
@@ -139,7 +141,8 @@ class RewardProcess:
             time.sleep(_SECONDS_TO_TELL)
         stack = os.pread(cast(IO[bytes], self._trace).fileno(), 1 << 16, 0).decode(errors="replace")
         self.close()
-        return CallFailed(kind, f"{what}\n{stack}".rstrip())
+        theirs = [line for line in stack.splitlines() if not any(ours in line for ours in _OURS)]
+        return CallFailed(kind, "\n".join([what, *theirs]))
 
     def _cause_of_death(self) -> str:
         process = cast("subprocess.Popen[bytes]", self._process)

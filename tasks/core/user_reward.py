@@ -122,8 +122,8 @@ class UserReward:
 
     def _note(self, kind: str, trace: str) -> None:
         self.failures[kind] += 1
-        new, self.last_failure = trace != self.last_failure, trace
-        told = trace if new else trace.splitlines()[-1]
+        told = "as before" if trace == self.last_failure else trace
+        self.last_failure = trace
         print(f"reward {self.__name__}: call {self.calls} failed ({kind}): {told}")  # noqa: T201
 
     def _stop_if_it_fails_too_often(self) -> None:
