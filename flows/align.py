@@ -25,6 +25,7 @@ from tasks.report import report
 from tasks.reward import train_reward_model
 from tasks.reward_functions import function_digests
 from tasks.rows import Role
+from tasks.scorer import prepare_scorer
 from tasks.sft import train_sft
 
 
@@ -74,6 +75,13 @@ def align(
         ranking = evaluate.submit(EvaluationInput(checkpoint=reward.result(), **heldout), side_by_side)
         accuracy = ranking.result().preference_accuracy
     if recipe.grpo:
+        others = recipe.grpo.other_reward_models
+        scorers = {each.label: prepare_scorer.submit(each, execution).result() for each in others}
+        judged = scorers if recipe.evaluation.preferences else {}
+        rankings = {
+            label: evaluate.submit(EvaluationInput(checkpoint=scorer, **heldout), execution)
+            for label, scorer in judged.items()
+        }
         grpo_input = GRPOInput(
             policy=dpo.result() if dpo else sft,
             reward_model=reward.result() if reward else None,
@@ -81,6 +89,8 @@ def align(
             dataset=rows(recipe.grpo.dataset, "prompts"),
             hyperparameters=recipe.grpo,
             functions=function_digests(recipe.grpo),
+            scorers=scorers,
+            scorer_accuracies={label: each.result().preference_accuracy for label, each in rankings.items()},
             **common,
         )
         grpo = train_grpo.submit(grpo_input, execution)

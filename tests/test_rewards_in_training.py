@@ -64,8 +64,8 @@ def train(folder: Path, model: Path, rewards: list[dict[str, Any]], steps: int =
         seed=0,
         precision="fp32",
     )
-    ignore = {"on_report": lambda report: None, "on_line": print}
-    result: TrainingResult = run_in_child(entry.grpo, (stage, PLAN, folder / "work"), ChildOptions(threads=1), **ignore)
+    asked_for = (stage, PLAN, folder / "work")
+    result: TrainingResult = run_in_child(entry.grpo, asked_for, ChildOptions(threads=1), lambda report: None, print)
     return result
 
 
@@ -76,7 +76,7 @@ def history(folder: Path) -> list[dict[str, Any]]:
 def test_each_reward_is_logged_under_its_name_and_a_failed_call_costs_that_reward_only(
     tmp_path: Path, tiny_model: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    rewards = [
+    rewards: list[dict[str, Any]] = [
         {"kind": "function", "function": "brevity", "weight": 0.1},
         {"kind": "function", "function": "second_time", "name": "parity"},
         {"kind": "exact_answer"},

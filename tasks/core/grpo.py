@@ -27,8 +27,10 @@ from tasks.core.memory import in_parts
 from tasks.core.plan import TrainingPlan, TrainingResult
 from tasks.core.reward_shares import reward_shares
 from tasks.core.trainer import Report, Workspace, train, trainer_arguments
-from tasks.core.user_reward import accounting_for, user_reward
+from tasks.core.user_reward import UserReward, accounting_for, user_reward
 from tasks.core.verifiers import VERIFIERS, RewardFunction
+
+RewardTerm = RewardFunction | UserReward | nn.Module
 
 
 def grpo_arguments(stage: GRPOInput, plan: TrainingPlan, folder: Path) -> dict[str, Any]:
@@ -131,11 +133,9 @@ def train_grpo_policy(stage: GRPOInput, plan: TrainingPlan, folder: Path, report
     return TrainingResult(metrics=metrics | failures, resumed_from_step=resumed)
 
 
-def _rewards(
-    stage: GRPOInput, plan: TrainingPlan
-) -> tuple[list[RewardFunction | nn.Module], list[PreTrainedTokenizerBase | None]]:
+def _rewards(stage: GRPOInput, plan: TrainingPlan) -> tuple[list[RewardTerm], list[PreTrainedTokenizerBase | None]]:
     """The reward functions in the recipe's order, and the tokenizer of each that is a model."""
-    functions: list[RewardFunction | nn.Module] = []
+    functions: list[RewardTerm] = []
     tokenizers: list[PreTrainedTokenizerBase | None] = []
     for reward in stage.hyperparameters.rewards:
         if reward.kind == "reward_model":
