@@ -24,7 +24,9 @@ from tasks.preflight import preflight
 from tasks.recording import close_failed, open_run
 from tasks.report import report
 from tasks.reward import train_reward_model
+from tasks.reward_functions import function_digests
 from tasks.rows import Role
+from tasks.scorer import prepare_scorer
 from tasks.sft import train_sft
 
 
@@ -75,12 +77,22 @@ def align(
         ranking = evaluate.submit(EvaluationInput(checkpoint=reward.result(), **heldout), side_by_side)
         accuracy = ranking.result().preference_accuracy
     if recipe.grpo:
+        named = recipe.grpo.other_reward_models
+        scorers = {each.label: prepare_scorer.submit(each, execution).result() for each in named}
+        rankings = {
+            label: evaluate.submit(EvaluationInput(checkpoint=scorer, **heldout), execution)
+            for label, scorer in scorers.items()
+            if recipe.evaluation.preferences
+        }
         grpo_input = GRPOInput(
             policy=dpo.result() if dpo else sft,
             reward_model=reward.result() if reward else None,
             reward_accuracy=accuracy,
             dataset=rows(recipe.grpo.dataset, "prompts"),
             hyperparameters=recipe.grpo,
+            functions=function_digests(recipe.grpo),
+            scorers=scorers,
+            scorer_accuracies={label: each.result().preference_accuracy for label, each in rankings.items()},
             **common,
         )
         grpo = train_grpo.submit(grpo_input, execution)
@@ -88,8 +100,8 @@ def align(
     made = {stage.stage: stage for stage in (base, sft, *(each.result() for each in (reward, dpo, grpo) if each))}
     rivals = find_rivals(recipe, execution)
     inputs = judge_inputs(recipe, made, rivals.values(), heldout)
-    judged = [evaluate.submit(each, execution.shared_by(len(inputs))) for each in inputs]
-    evaluations = [each.result() for each in judged]
-    own, others = evaluations[: len(made)], dict(zip(rivals, evaluations[len(made) :], strict=True))
+    evaluations = [evaluate.submit(each, execution.shared_by(len(inputs))) for each in inputs]
+    judged = [evaluation.result() for evaluation in evaluations]
+    own, others = judged[: len(made)], dict(zip(rivals, judged[len(made) :], strict=True))
     comparisons = compare_models.submit(own, others, recipe, execution).result()
     return report(run, list(made.values()), own, comparisons, execution)

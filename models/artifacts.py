@@ -86,6 +86,11 @@ class Ancestor(Contract):
     created: str
     """UTC time, ISO 8601."""
 
+    @property
+    def is_scorer(self) -> bool:
+        """Whether it gives scores: a reward model, trained here or converted."""
+        return self.identity.get("stage") == "reward"
+
 
 class Manifest(Contract):
     """What a finished folder is made of. Written last: a folder without a manifest is not finished."""

@@ -150,7 +150,7 @@ class Dossier(Contract):
     @property
     def base(self) -> Ancestor | None:
         """The base model, where anything is known of it."""
-        return next((each for each in self.lineage.values() if each.kind == "base"), None)
+        return next((each for each in self.lineage.values() if each.kind == "base" and not each.is_scorer), None)
 
     @property
     def hub_base(self) -> str:

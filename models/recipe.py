@@ -149,6 +149,11 @@ class GRPO(Training):
         """Whether a reward is the run's own reward model."""
         return any(reward.kind == "reward_model" and not reward.model for reward in self.rewards)
 
+    @property
+    def other_reward_models(self) -> tuple[Reward, ...]:
+        """The rewards by a reward model that this run does not train."""
+        return tuple(reward for reward in self.rewards if reward.model)
+
     @model_validator(mode="after")
     def _groups_fill_batch(self) -> "GRPO":
         if self.batch_size % self.num_generations:

@@ -3,6 +3,7 @@
 One flat contract serves the YAML file and the form; which options go with which kind is checked here.
 """
 
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, model_validator
@@ -127,6 +128,20 @@ class Reward(_Rule):
         """What figures call it."""
         called = (self.function or "").rpartition(":")[2] or self.trl
         return self.name or called or self.kind
+
+    def without_folders(self) -> "Reward":
+        """The same for readers elsewhere: a local file or model by the last part of its path."""
+        file = {"function": PurePath(self.function).name} if self.function and "/" in self.function else {}
+        model = {"model": PurePath(self.model).name} if self.model and PurePath(self.model).is_absolute() else {}
+        return self.model_copy(update=file | model)
+
+    @model_validator(mode="after")
+    def _function_names_a_place_and_a_name(self) -> "Reward":
+        place, _, name = (self.function or "mine.py:reward").rpartition(":")
+        if not place or not name.isidentifier():
+            remedy = "write `package.module:name` or `path/file.py:name`"
+            raise ValueError(f"function '{self.function}' does not say where and which; {remedy}")
+        return self
 
     @model_validator(mode="after")
     def _revision_needs_a_model(self) -> "Reward":

@@ -14,8 +14,11 @@ from models.evaluation import Estimate
 from models.fingerprint import ID_LENGTH, fingerprint
 from models.measurement import Evaluation
 from models.recipe import DPO, GRPO, SFT, Quantization, RewardModel, Training
-from models.rewards import Verifier
+from models.rewards import Reward, Verifier
 from models.sources import BaseModelSource
+
+_UNTOLD = {"name", "model", "revision", "function", "timeout_seconds", "memory_limit_bytes", "failures_allowed"}
+"""Fields of a reward that are no part of what decides the weights, or not in the recipe's words."""
 
 
 class Request(Contract):
@@ -147,15 +150,43 @@ class GRPOInput(TrainingInput):
     """Scorer of completions, where the recipe's rewards ask for one."""
     reward_accuracy: Estimate | None = None
     """How well it ranks held-out pairs; decides whether it may be used, not what it teaches."""
+    scorers: dict[str, Checkpoint] = {}
+    """Other reward models, by the label of the reward that names each."""
+    scorer_accuracies: dict[str, Estimate] = {}
+    """How well each of them ranks held-out pairs, where there are such pairs."""
+    functions: dict[str, str] = {}
+    """SHA-256 of the file of each function of the user's, by the reward's label."""
 
     def parents(self) -> dict[str, Artifact]:
-        """Policy, prompts and, where one is used, the reward model."""
-        used = self.reward_model and any(reward.kind == "reward_model" for reward in self.hyperparameters.rewards)
-        return super().parents() | ({"reward_model": self.reward_model} if used and self.reward_model else {})
+        """Policy, prompts and the reward models that are used."""
+        own = self.reward_model if self.hyperparameters.wants_own_reward_model else None
+        others = {f"reward_model {label}": scorer for label, scorer in self.scorers.items()}
+        return super().parents() | ({"reward_model": own} if own else {}) | others
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the weights, as JSON data; a reward says itself which other model or function it is."""
+        identity = super().identity()
+        rewards = [self._told(reward) for reward in self.hyperparameters.rewards]
+        parents = {role: each for role, each in identity["parents"].items() if not role.startswith("reward_model ")}
+        return identity | {"hyperparameters": identity["hyperparameters"] | {"rewards": rewards}, "parents": parents}
+
+    def _told(self, reward: Reward) -> dict[str, Any]:
+        """A reward as far as it decides weights: not its name, nor its limits, nor where things are."""
+        # What is at its default is left out, so what was trained before an option came keeps its name.
+        told = {"weight": reward.weight} | reward.model_dump(mode="json", exclude_defaults=True, exclude=_UNTOLD)
+        if reward.function:
+            told |= {"function": reward.function.rpartition(":")[2], "sha256": self.functions.get(reward.label)}
+        if reward.model:
+            told |= {"model": self.scorers[reward.label].fingerprint if reward.label in self.scorers else None}
+        return told
 
     def admission(self) -> dict[str, Any]:
-        """How well the reward model ranks held-out pairs."""
-        return {"reward_accuracy": self.reward_accuracy.model_dump(mode="json")} if self.reward_accuracy else {}
+        """How well the reward models rank held-out pairs, and the rewards in full where their identity is not."""
+        own = {"reward_accuracy": self.reward_accuracy.model_dump(mode="json")} if self.reward_accuracy else {}
+        others = {label: accuracy.model_dump(mode="json") for label, accuracy in self.scorer_accuracies.items()}
+        rewards = [reward.without_folders().model_dump(mode="json") for reward in self.hyperparameters.rewards]
+        in_full = any(reward.model_fields_set & _UNTOLD for reward in self.hyperparameters.rewards)
+        return own | ({"scorer_accuracies": others} if others else {}) | ({"rewards": rewards} if in_full else {})
 
 
 class HeldOutSet(Contract):

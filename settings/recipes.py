@@ -114,6 +114,7 @@ def build_recipe(wanted: str, flags: Mapping[str, Any]) -> Recipe:
     except RecursionError:
         raise InputError(f"{file}: a mapping contains itself through a YAML alias; write it out") from None
     _anchor_base_model(document, flags, file.parent)
+    _anchor_rewards(document, flags, file.parent)
     try:
         return Recipe.model_validate(document)
     except ValidationError as error:
@@ -221,6 +222,21 @@ def _anchor_base_model(document: dict[str, Any], flags: Mapping[str, Any], folde
         section["name"] = str((_start("name", given, folder) / _expanded(name)).resolve())
     if isinstance(template, str):
         section["chat_template"] = _absolute_if_local(template, _start("chat_template", given, folder))
+
+
+def _anchor_rewards(document: dict[str, Any], flags: Mapping[str, Any], folder: Path) -> None:
+    """Make the files of reward functions and the folders of reward models absolute, in place."""
+    section = document.get("grpo")
+    rewards = section.get("rewards") if isinstance(section, dict) else None
+    start = _start("rewards", flags.get("grpo"), folder)
+    for reward in rewards if isinstance(rewards, list) else []:
+        if not isinstance(reward, dict):
+            continue
+        function, model = reward.get("function"), reward.get("model")
+        if isinstance(function, str) and function.rpartition(":")[0].endswith(".py"):
+            reward["function"] = str((start / _expanded(function)).resolve())
+        if isinstance(model, str):
+            reward["model"] = _absolute_if_local(model, start)
 
 
 def _start(key: str, flags: object, folder: Path) -> Path:

@@ -48,8 +48,12 @@ def check_base_model(source: BaseModelSource) -> BaseModelFacts:
     return checks[source.source](source)
 
 
-def locate(source: BaseModelSource) -> tuple[str, dict[str, str]]:
+def locate(source: BaseModelSource, place: str = "base_model.name") -> tuple[str, dict[str, str]]:
     """Where the base model lies, and what pins its content.
+
+    Args:
+        source: As the recipe names it.
+        place: The recipe's key that an error names.
 
     Returns:
         A GGUF file, a folder or a hub id; and digests of its files, or the hub's commit.
@@ -65,7 +69,7 @@ def locate(source: BaseModelSource) -> tuple[str, dict[str, str]]:
         files = sorted(path for ending in _MODEL_FILES for path in Path(source.name).glob(f"*{ending}"))
         return source.name, {path.name: file_digest(path) for path in files} | template
     pinned = source.revision if re.fullmatch(r"[0-9a-f]{40}", source.revision or "") else None
-    return source.name, {"hub": source.name, "commit": pinned or str(look_up(source).sha)} | template
+    return source.name, {"hub": source.name, "commit": pinned or str(look_up(source, place).sha)} | template
 
 
 def packaged_gguf(package: str) -> Path:
@@ -88,7 +92,7 @@ def packaged_gguf(package: str) -> Path:
     return files[0]
 
 
-def look_up(source: BaseModelSource) -> "ModelInfo":
+def look_up(source: BaseModelSource, place: str = "base_model.name") -> "ModelInfo":
     """What the hub says of a model at the wanted revision: its commit, its files, its configuration.
 
     Raises:
@@ -100,7 +104,7 @@ def look_up(source: BaseModelSource) -> "ModelInfo":
         return HfApi().model_info(source.name, revision=source.revision)
     except Exception as error:  # whatever the library raises is about what was asked for
         raise InputError(
-            f"base_model.name: hub model '{source.name}' at revision '{source.revision or 'main'}' cannot be looked up "
+            f"{place}: hub model '{source.name}' at revision '{source.revision or 'main'}' cannot be looked up "
             f"({type(error).__name__}); check the id and the network, or use source: folder"
         ) from error
 
@@ -180,7 +184,7 @@ def _check_folder(source: BaseModelSource) -> BaseModelFacts:
     size = _weights_bytes(folder)
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise InputError(f"base_model.name: '{folder}' has no tokenizer (one of {', '.join(_TOKENIZER_FILES)})")
-    if not (source.chat_template or _has_template(folder)):
+    if not (source.chat_template or has_template(folder)):
         raise _without_template(f"'{folder}'")
     bytes_per_weight = 4 if "32" in str(config.get("dtype") or config.get("torch_dtype") or "float32") else 2
     context = config.get("max_position_embeddings")
@@ -206,7 +210,8 @@ def _weights_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def _has_template(folder: Path) -> bool:
+def has_template(folder: Path) -> bool:
+    """Whether the tokenizer of a model's folder has a chat template."""
     if any((folder / name).is_file() for name in _TEMPLATE_FILES):
         return True
     config = folder / "tokenizer_config.json"

@@ -18,6 +18,8 @@ from tasks.execution import Execution
 from tasks.fits import recall
 from tasks.pruned import is_pruned
 from tasks.restoring import obstacle
+from tasks.reward_functions import function_digests
+from tasks.scorer_check import find_scorer
 from tasks.store import ArtifactStore, damage, read_manifest
 
 
@@ -90,8 +92,10 @@ def stage_inputs(recipe: Recipe, datasets: Iterable[DatasetCheck], execution: Ex
         yield dpo
     if recipe.grpo:
         prompts = rows["grpo.dataset"]
+        others = recipe.grpo.other_reward_models
+        scorers = {each.label: find_scorer(each, store, execution.precision).checkpoint for each in others}
         asked = {"policy": policy, "reward_model": reward_model, "hyperparameters": recipe.grpo}
-        yield GRPOInput(dataset=prompts, **asked, **common)
+        yield GRPOInput(dataset=prompts, functions=function_digests(recipe.grpo), scorers=scorers, **asked, **common)
 
 
 def _look_up(stage: TrainingInput, execution: Execution) -> StageForecast:

@@ -25,6 +25,8 @@ from tasks.execution import plan_execution
 from tasks.forecast import stage_inputs
 from tasks.gate import check_condition
 from tasks.pruned import is_pruned
+from tasks.reward_functions import check_function
+from tasks.scorer_check import find_scorer
 from tasks.store import ArtifactStore
 
 _BYTES_PER_WEIGHT: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -85,6 +87,12 @@ def preflight(recipe: Recipe, settings: Settings) -> Preflight:
         problems.append("quantization: 4-bit weights need a CPU or CUDA; remove it, or set ALIGN_DEVICE=cpu")
     with noting(problems):
         model = check_base_model(recipe.base_model)
+    for reward in recipe.grpo.rewards if recipe.grpo else ():
+        with noting(problems):
+            if reward.function:
+                check_function(reward.function)
+            if reward.model and precision:
+                find_scorer(reward, ArtifactStore(settings.home), precision)
     tables = read_tables(recipe, problems)
     check_leakage(tables, problems)
     _check_lengths(recipe, model, problems)
@@ -251,6 +259,8 @@ def _notes(recipe: Recipe, machine: Machine, precision: Precision, tables: dict[
         yield f"{machine.name} does not compute bf16 natively; fp32 may be faster"
     if recipe.sft.packing:
         yield "sft: rows are packed, so there will be fewer steps than estimated"
+    for reward in recipe.grpo.other_reward_models if recipe.grpo and not recipe.evaluation.preferences else ():
+        yield f"grpo.rewards: {reward.label} is not judged before it is used, for want of evaluation.preferences"
     for table in tables.values():
         if table.check.duplicates:
             yield f"{table.check.place}: {table.check.duplicates} duplicate rows are left out"

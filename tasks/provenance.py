@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 from prefect.runtime import flow_run, task_run
 
 from models.contract import Contract
+from models.recipe import GRPO
 from models.sources import BaseModelSource, DatasetSource
 from tasks.code_version import code_version
 from tasks.execution import Execution, library_versions
@@ -48,6 +49,8 @@ def without_folders(shown: Shown) -> Shown:
         return shown.model_copy(update={"path": public_source(shown)["path"]})
     if isinstance(shown, BaseModelSource) and shown.source == "folder":
         return shown.model_copy(update={"name": Path(shown.name).name})
+    if isinstance(shown, GRPO):
+        shown = shown.model_copy(update={"rewards": tuple(reward.without_folders() for reward in shown.rewards)})
     parts = {name: getattr(shown, name) for name in type(shown).model_fields}
     changes = {name: without_folders(part) for name, part in parts.items() if isinstance(part, Contract)}
     return shown.model_copy(update=changes)

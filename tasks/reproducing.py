@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from graphlib import TopologicalSorter
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -15,6 +16,7 @@ from models.artifacts import Ancestor, Artifact, Checkpoint, Dataset, Manifest
 from models.errors import InputError
 from models.evaluation import Estimate
 from models.reproduction import StageReproduction
+from models.rewards import Reward
 from models.sources import BaseModelSource, DatasetSource
 from models.stages import DPOInput, GRPOInput, RewardInput, SFTInput, TrainingInput
 from settings.machine import inspect_machine, resolve_precision
@@ -25,10 +27,13 @@ from tasks.core.entry import compare_weights
 from tasks.execution import Execution
 from tasks.finding import resolve
 from tasks.provenance import version_changes
+from tasks.reward_functions import function_digests
 from tasks.rows import Role
 from tasks.store import ArtifactStore, damage, read_manifest
 
 _INPUTS: dict[str, type[TrainingInput]] = {"sft": SFTInput, "reward": RewardInput, "dpo": DPOInput, "grpo": GRPOInput}
+_SCORER = "reward_model "
+"""What a reward model's role starts with that is not the run's own; the reward's label follows."""
 _ROLES: dict[str, Role] = {"sft": "sft", "reward": "preference", "dpo": "preference", "grpo": "prompts"}
 
 
@@ -142,7 +147,8 @@ def found_whole(step: Step, store: ArtifactStore) -> Artifact | None:
     if record.kind == "dataset":
         rows = int(step.manifest.metrics.get("rows", 0))
         return Dataset(path=path, fingerprint=fingerprint, rows=rows, source=str(record.origin.get("path")))
-    return Checkpoint(path=path, fingerprint=fingerprint, stage="base", precision=record.identity["precision"])
+    identity = record.identity
+    return Checkpoint(path=path, fingerprint=fingerprint, stage=identity["stage"], precision=identity["precision"])
 
 
 def base_model_source(step: Step) -> BaseModelSource:
@@ -152,6 +158,8 @@ def base_model_source(step: Step) -> BaseModelSource:
         InputError: it came from a folder, or with a template of its own.
     """
     origin = step.record.origin
+    if step.record.is_scorer:
+        raise _not_here(step, "a reward model from elsewhere is not fetched again")
     if origin.get("source") == "folder" or "chat_template" in origin:
         raise _not_here(step, "it came from a local folder or with a chat template of its own")
     asked = {"source": origin["source"], "name": origin.get("hub", origin["name"]), "revision": origin.get("commit")}
@@ -200,10 +208,12 @@ def training_input(step: Step, made: Mapping[str, Artifact]) -> TrainingInput:
     identity, origin = step.record.identity, step.record.origin
     asked = identity["hyperparameters"] | {"dataset": origin.get("dataset") or {"path": "unknown"}}
     fields = {key: identity.get(key) for key in ("seed", "precision", "versions", "quantization")}
-    parents = {role: made[name] for role, name in step.record.parents.items()}
+    parents: dict[str, Any] = {role: made[name] for role, name in step.record.parents.items()}
     judged = (
         {"reward_accuracy": Estimate.model_validate(origin["reward_accuracy"])} if "reward_model" in parents else {}
     )
+    if identity["stage"] == "grpo":
+        asked, parents = _with_rewards(step, asked, parents)
     prompt = {"system_prompt": origin.get("system_prompt")}
     unstopped = {"alarms": {"stop": ()}}  # it came to its end then, whatever its log said
     try:
@@ -216,7 +226,26 @@ def training_input(step: Step, made: Mapping[str, Artifact]) -> TrainingInput:
         commit = step.manifest.code.get("commit") if step.manifest else None
         remedy = f"check out commit {commit}" if commit else "use the version that made it"
         raise InputError(f"{step.name} was made by another version of this stage's code or recipe; {remedy}")
+    if isinstance(stage, GRPOInput) and function_digests(stage.hyperparameters) != stage.functions:
+        names = ", ".join(stage.functions)
+        raise InputError(f"{step.name}: another file of a reward function ({names}) is here than it was trained with")
     return stage
+
+
+def _with_rewards(step: Step, asked: dict[str, Any], parents: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Hyperparameters with the rewards in full, and parents with what the rewards are made from by their labels.
+
+    Files of functions are looked for in the working directory, since a manifest names no folders.
+    """
+    told, origin = asked["rewards"], step.record.origin
+    rewards = [Reward.model_validate(reward) for reward in origin.get("rewards", told)]
+    others = {role: parent for role, parent in parents.items() if role.startswith(_SCORER)}
+    pairs = zip(rewards, told, strict=True)
+    return asked | {"rewards": rewards}, {role: parents[role] for role in parents.keys() - others.keys()} | {
+        "scorers": {role.removeprefix(_SCORER): scorer for role, scorer in others.items()},
+        "scorer_accuracies": origin.get("scorer_accuracies", {}),
+        "functions": {reward.label: each["sha256"] for reward, each in pairs if reward.function},
+    }
 
 
 def compare(step: Step, made: Checkpoint, store: ArtifactStore, execution: Execution) -> StageReproduction:

@@ -44,19 +44,25 @@ def convert_base_model(stage: BaseModelInput, location: str, folder: Path, repor
     return {"parameters": float(model.num_parameters())}
 
 
-def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, source: BaseModelSource) -> None:
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, source: BaseModelSource, model: str = "") -> None:
     """Give the tokenizer the wanted template and tokens, and check that it can chat.
+
+    Args:
+        tokenizer: Changed in place.
+        source: What the recipe asks for.
+        model: What an error calls the model; default: the base model by its name.
 
     Raises:
         InputError: as for `convert_base_model`.
     """
     if source.chat_template:
         tokenizer.chat_template = chat_template(source.chat_template)
+    model = model or f"base_model {source.name}"
     if not tokenizer.chat_template:
-        raise InputError(f"base_model {source.name} has no chat template; set base_model.chat_template, e.g. to chatml")
+        raise InputError(f"{model} has no chat template; set base_model.chat_template, e.g. to chatml")
     _set_token(tokenizer, "eos_token", source.eos_token)
     if tokenizer.eos_token is None:
-        raise InputError(f"base_model {source.name} names no end-of-sequence token; set base_model.eos_token")
+        raise InputError(f"{model} names no end-of-sequence token; set base_model.eos_token")
     _set_token(tokenizer, "pad_token", source.pad_token or _distinct_pad_token(tokenizer))
 
 

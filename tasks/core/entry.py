@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from models.artifacts import Precision
 from models.evaluation import EvaluationResult
 from models.recipe import Quantization
+from models.scorer import ScorerInput
+from models.sources import BaseModelSource
 from models.stages import BaseModelInput, DPOInput, EvaluationInput, GRPOInput, RewardInput, SFTInput
 from tasks.core.plan import Footprint, StageShape, TrainingPlan, TrainingResult
 
@@ -22,6 +24,13 @@ def convert(stage: BaseModelInput, location: str, folder: Path, report: "Report"
     from tasks.core.conversion import convert_base_model
 
     return convert_base_model(stage, location, folder, report)
+
+
+def convert_scorer(stage: ScorerInput, source: BaseModelSource, folder: Path, report: "Report") -> dict[str, float]:
+    """See `tasks.core.scorer_conversion`."""
+    from tasks.core.scorer_conversion import convert_reward_model
+
+    return convert_reward_model(stage, source, folder, report)
 
 
 def estimate(

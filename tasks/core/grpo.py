@@ -2,8 +2,9 @@
 
     advantage = (reward - mean of the group) / standard deviation of the group
 
-Shao et al. 2024 (arXiv 2402.03300, section 4.1). The reward is a weighted sum of this run's reward model, which reads
-the conversation with its own tokenizer and template and is never trained here, and of verifiable rewards.
+Shao et al. 2024 (arXiv 2402.03300, section 4.1). The reward is a weighted sum of reward models, which read the
+conversation with their own tokenizers and templates and are never trained here, of verifiable rewards, and of functions
+of the user's.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,13 +19,18 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from trl import GRPOConfig, GRPOTrainer
 
 from models.errors import StageError
+from models.rewards import Reward
 from models.stages import GRPOInput
 from tasks.core.loading import DTYPES, load_policy, load_scorer, load_tokenizer, load_trainable, training_dataset
 from tasks.core.lora import lora_config, write_model
 from tasks.core.memory import in_parts
 from tasks.core.plan import TrainingPlan, TrainingResult
+from tasks.core.reward_shares import reward_shares
 from tasks.core.trainer import Report, Workspace, train, trainer_arguments
+from tasks.core.user_reward import UserReward, accounting_for, user_reward
 from tasks.core.verifiers import VERIFIERS, RewardFunction
+
+RewardTerm = RewardFunction | UserReward | nn.Module
 
 
 def grpo_arguments(stage: GRPOInput, plan: TrainingPlan, folder: Path) -> dict[str, Any]:
@@ -87,6 +93,13 @@ class _Trainer(GRPOTrainer):
     def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
         return _EpochSampler(super()._get_train_sampler(dataset))
 
+    def _calculate_rewards(self, *arguments: Any) -> torch.Tensor:
+        rewards: torch.Tensor = super()._calculate_rewards(*arguments)
+        shares = reward_shares(rewards, self.reward_weights, self.num_generations)
+        for name, share in zip(self.reward_func_names, shares, strict=True):
+            self._metrics["train"][f"rewards/{name}/share"].append(share)
+        return rewards
+
     def _generate_single_turn(self, prompt_ids: Any, *arguments: Any, **options: Any) -> tuple[list[list[int]], Any]:
         # Completions are drawn independently: their distribution is the same in parts.
         whole = super()._generate_single_turn
@@ -112,36 +125,44 @@ def train_grpo_policy(stage: GRPOInput, plan: TrainingPlan, folder: Path, report
         processing_class=tokenizer,
         peft_config=lora_config(stage.hyperparameters.lora, "CAUSAL_LM"),
     )
-    resumed = train(trainer, stage, plan, workspace, report)
+    trainer.reward_func_names = [reward.label for reward in stage.hyperparameters.rewards]
+    with accounting_for(functions, workspace.model) as failures:
+        resumed = train(trainer, stage, plan, workspace, report)
     report({"phase": "merging"})
     metrics = write_model(trainer.model, tokenizer, stage, workspace, "CAUSAL_LM")
-    return TrainingResult(metrics=metrics, resumed_from_step=resumed)
+    return TrainingResult(metrics=metrics | failures, resumed_from_step=resumed)
 
 
-def _rewards(
-    stage: GRPOInput, plan: TrainingPlan
-) -> tuple[list[RewardFunction | nn.Module], list[PreTrainedTokenizerBase | None]]:
+def _rewards(stage: GRPOInput, plan: TrainingPlan) -> tuple[list[RewardTerm], list[PreTrainedTokenizerBase | None]]:
     """The reward functions in the recipe's order, and the tokenizer of each that is a model."""
-    functions: list[RewardFunction | nn.Module] = []
+    functions: list[RewardTerm] = []
     tokenizers: list[PreTrainedTokenizerBase | None] = []
     for reward in stage.hyperparameters.rewards:
         if reward.kind == "reward_model":
-            path = _checked_reward_model(stage)
+            path = _checked_reward_model(stage, reward)
             scorer = load_scorer(path, DTYPES[stage.precision], plan.device)
             functions.append(_Scorer(scorer).requires_grad_(False).eval())
             tokenizers.append(load_tokenizer(path))
+        elif reward.kind == "function":
+            functions.append(user_reward(reward, stage.functions.get(reward.label)))
+            tokenizers.append(None)
         else:
             functions.append(VERIFIERS[reward.kind])
             tokenizers.append(None)
     return functions, tokenizers
 
 
-def _checked_reward_model(stage: GRPOInput) -> Path:
-    """The reward model's folder, if it ranks held-out pairs better than chance."""
-    model, accuracy = stage.reward_model, stage.reward_accuracy
-    if model is None or accuracy is None:
+def _checked_reward_model(stage: GRPOInput, reward: Reward) -> Path:
+    """The reward model's folder, unless it ranks held-out pairs no better than chance.
+
+    Without such pairs nobody can say that of a model from elsewhere; one of this run has always been judged.
+    """
+    label = reward.label
+    own = (stage.reward_model, stage.reward_accuracy)
+    model, accuracy = (stage.scorers.get(label), stage.scorer_accuracies.get(label)) if reward.model else own
+    if model is None or (accuracy is None and not reward.model):
         raise StageError("grpo.rewards asks for a reward_model, but none was trained and judged; add a reward stage")
-    if accuracy.low <= 0.5:
+    if accuracy and accuracy.low <= 0.5:
         raise StageError(
             f"reward model {model.name} ranks held-out pairs no better than chance (accuracy {accuracy}); train it "
             "longer or on clearer pairs, or remove reward_model from grpo.rewards"

@@ -97,6 +97,7 @@ def _claims(lineage: dict[str, Ancestor], datasets: tuple[DatasetUse, ...]) -> I
     """One for the base model and one for each dataset, which counts once where several stages call it the same."""
     for each in lineage.values():
         if each.kind == "base":
-            yield claim(f"base model {each.origin.get('name', 'of unknown name')}", each.origin.get("license"))
+            what = "reward model" if each.is_scorer else "base model"
+            yield claim(f"{what} {each.origin.get('name', 'of unknown name')}", each.origin.get("license"))
     for data in dict.fromkeys((data.source, data.license) for data in datasets):
         yield claim(f"dataset {data[0]}", data[1])

@@ -18,7 +18,7 @@ from tasks.files import replace_file
 
 _ADAPTER = "adapter"
 _ADAPTER_WEIGHTS, _ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-_OURS = ("history.jsonl", ALARMS)
+_OURS = ("history.jsonl", ALARMS, "reward_failures.json")
 """Files of a checkpoint that tell of its training and are no part of the model."""
 _MODEL = ("config.json", "generation_config.json", "model.safetensors.index.json")
 _GGUF_NAMES: dict[Precision, str] = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
