@@ -24,9 +24,7 @@ TRLReward = Literal[
 ]
 
 _OPTIONS: dict[str, tuple[str, ...]] = {
-    "column": (
-        "exact_answer", "exact_number", "math_verify", "choice", "instructions", "trl", "function",
-    ),
+    "column": ("exact_answer", "exact_number", "math_verify", "choice", "trl"),
     "pattern": ("regex",),
     "shape": ("format",),
     "min_words": ("length",),
@@ -39,17 +37,23 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "timeout_seconds": ("function",),
     "memory_limit_bytes": ("function",),
     "failures_allowed": ("function",),
-}  # fmt: skip
+}
 """Options, and the kinds that they have an effect on."""
 _REQUIRED = {"regex": "pattern", "format": "shape", "trl": "trl", "function": "function"}
 """Kinds, and the option that each cannot do without."""
+
+
+def has_effect(option: str, kind: str) -> bool:
+    """Whether a field of `Reward` or `Verifier` means something for this kind."""
+    return kind in _OPTIONS.get(option, (kind,))
 
 
 class _Rule(Contract):
     """The options of the rules that a program can verify."""
 
     column: str = Field("answer", min_length=1, title="Expected column")
-    """Column of the row that holds what is right: accepted answers, or for `instructions` nothing but their ids."""
+    """Column of the row that holds what is right: an accepted answer, or a list of them; TRL's functions get the first
+    one as `solution`. `instructions` reads `instruction_id_list` and `kwargs`, as IFEval's own file names them."""
     pattern: str | None = Field(None, title="Pattern")
     """For `regex`: a Python regular expression that must be found in the reply."""
     shape: Shape | None = Field(None, title="Shape")
