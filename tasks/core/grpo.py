@@ -24,7 +24,7 @@ from tasks.core.lora import lora_config, write_model
 from tasks.core.memory import in_parts
 from tasks.core.plan import TrainingPlan, TrainingResult
 from tasks.core.trainer import Report, Workspace, train, trainer_arguments
-from tasks.core.verifiers import VERIFIERS, RewardFunction
+from tasks.core.verifiers import RewardFunction, verifiable_reward
 
 
 def grpo_arguments(stage: GRPOInput, plan: TrainingPlan, folder: Path) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def _rewards(
             functions.append(_Scorer(scorer).requires_grad_(False).eval())
             tokenizers.append(load_tokenizer(path))
         else:
-            functions.append(VERIFIERS[reward.kind])
+            functions.append(verifiable_reward(reward))
             tokenizers.append(None)
     return functions, tokenizers
 
