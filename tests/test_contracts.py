@@ -347,12 +347,30 @@ def test_remedies_for_an_indivisible_batch_work(batch_size: int, num_generations
         GRPO(dataset=ROWS, batch_size=int(remedy), num_generations=num_generations)
 
 
+def trl(name: str, **options: Any) -> dict[str, Any]:
+    return {"kind": "trl", "trl": name, "options": options}
+
+
 @pytest.mark.parametrize(
     ("wrong", "rule"),
     [
         ({"rewards": ({"kind": "exact_answer"}, {"kind": "exact_answer"})}, "have one name"),
         ({"rewards": ({"kind": "exact_answer", "weight": 0},)}, "every reward has weight 0"),
         ({"rewards": ()}, "at least 1 item"),
+        ({"rewards": ({"kind": "regex", "pattern": "("},)}, r"'\(' is not a regular expression"),
+        ({"rewards": ({"kind": "format", "shape": "box"},)}, "'think', 'think_answer', 'boxed' or 'json'"),
+        ({"rewards": ({"kind": "regex"},)}, "kind 'regex' needs pattern; add it"),
+        ({"rewards": ({"kind": "length"},)}, "needs min_words or max_words"),
+        ({"rewards": ({"kind": "choice", "pattern": "a"},)}, "pattern has no effect on kind 'choice', only on regex"),
+        ({"rewards": ({"kind": "instructions", "column": "a"},)}, "column has no effect on kind 'instructions'"),
+        ({"rewards": ({"kind": "trl", "trl": "think_format_reward", "column": "a"},)}, "compares with nothing"),
+        ({"rewards": (trl("accuracy_reward", limit=1),)}, "has no option 'limit'; it takes none"),
+        ({"rewards": (trl("get_cosine_scaled_reward", max_length=9),)}, "did you mean 'max_len'"),
+        ({"rewards": (trl("get_cosine_scaled_reward"),)}, "needs max_len; add it under options"),
+        ({"rewards": (trl("get_repetition_penalty_reward", ngram_size="2"),)}, "'2' of .* must be a whole number"),
+        ({"rewards": (trl("get_repetition_penalty_reward", max_penalty=1),)}, "1 of .* must be 0 or less"),
+        ({"rewards": (trl("get_cosine_scaled_reward", max_len=9, min_value_wrong="a"),)}, "must be a number"),
+        ({"rewards": (trl("reasoning_accuracy_reward", reasoning_delimiters="a"),)}, "must be a list of texts"),
         ({"num_generations": 1}, "greater than or equal to 2"),
     ],
 )

@@ -80,7 +80,7 @@ HYPERPARAMETERS = [
     for path, changed in variations(stage.hyperparameters)
 ]
 # Reward models and a user's functions need files of their own.
-REWARDS = [change for change in REWARD_CHANGES if str(change.id).partition(".")[0] in VERIFIERS]
+REWARDS = [change for change in REWARD_CHANGES if str(change.id).partition(".")[0] in VERIFIERS | {"trl"}]
 
 
 @pytest.mark.parametrize(("stage", "changed"), HYPERPARAMETERS + REWARDS)

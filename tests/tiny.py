@@ -28,7 +28,7 @@ REWARDS: dict[str, dict[str, Any]] = {
     "length": {"min_words": 2, "max_words": 9},
     "instructions": {},
     "reward_model": {"model": "org/scorer", "revision": "main"},
-    "trl": {"trl": "get_repetition_penalty_reward", "options": {"ngram_size": 2}},
+    "trl": {"trl": "get_cosine_scaled_reward", "options": {"max_len": 8}},
     "function": {"function": "rewards.py:brevity", "options": {"words": 20}},
 }
 """Each kind of reward, with options that it can have."""

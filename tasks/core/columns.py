@@ -5,7 +5,10 @@ have, so that a training dataset carries them as JSON text.
 """
 
 import json
+import math
 from collections.abc import Sequence
+from datetime import date, time
+from decimal import Decimal
 from typing import Any
 
 from models.fingerprint import canonical_json
@@ -30,3 +33,15 @@ def packed(rows: Sequence[Row]) -> list[Row]:
 def unpacked(row: Row) -> Row:
     """A packed row with its further columns beside the others."""
     return flat(row | {"extra": json.loads(row["extra"])}) if "extra" in row else row
+
+
+def plain(value: object) -> Any:
+    """A value of a further column as JSON data: dates and decimals as text, null for what has no such form."""
+    if isinstance(value, dict):
+        return {str(name): plain(member) for name, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(member) for member in value]
+    if isinstance(value, str | date | time | Decimal):
+        return str(value).encode("utf-8", "replace").decode()
+    finite = isinstance(value, float) and math.isfinite(value)
+    return value if finite or isinstance(value, int) else None

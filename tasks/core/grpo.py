@@ -19,11 +19,13 @@ from trl import GRPOConfig, GRPOTrainer
 
 from models.errors import StageError
 from models.stages import GRPOInput
+from tasks.core.columns import unpacked
 from tasks.core.loading import DTYPES, load_policy, load_scorer, load_tokenizer, load_trainable, training_dataset
 from tasks.core.lora import lora_config, write_model
 from tasks.core.memory import in_parts
 from tasks.core.plan import TrainingPlan, TrainingResult
 from tasks.core.trainer import Report, Workspace, train, trainer_arguments
+from tasks.core.trl_rewards import trl_reward
 from tasks.core.verifiers import RewardFunction, verifiable_reward
 
 
@@ -82,7 +84,10 @@ class _Scorer(nn.Module):
 
 
 class _Trainer(GRPOTrainer):
-    """TRL's trainer with an order of data that a resumed training continues, and generation that fits into memory."""
+    """TRL's trainer with an order of data that a resumed training continues, and generation that fits into memory.
+
+    Reward functions get every column of the data by its name.
+    """
 
     def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
         return _EpochSampler(super()._get_train_sampler(dataset))
@@ -91,6 +96,9 @@ class _Trainer(GRPOTrainer):
         # Completions are drawn independently: their distribution is the same in parts.
         whole = super()._generate_single_turn
         return in_parts(lambda some: whole(list(some), *arguments, **options)[0], prompt_ids), None
+
+    def _calculate_rewards(self, inputs: Sequence[dict[str, Any]], *arguments: Any) -> Any:
+        return super()._calculate_rewards([unpacked(row) for row in inputs], *arguments)
 
 
 def train_grpo_policy(stage: GRPOInput, plan: TrainingPlan, folder: Path, report: Report) -> TrainingResult:
@@ -108,7 +116,7 @@ def train_grpo_policy(stage: GRPOInput, plan: TrainingPlan, folder: Path, report
         reward_funcs=functions,
         reward_processing_classes=tokenizers,
         args=GRPOConfig(**grpo_arguments(stage, plan, workspace.trainer)),
-        train_dataset=training_dataset(stage.dataset, ("prompt", "answer")),
+        train_dataset=training_dataset(stage.dataset, ("prompt", "answer", "kind", "extra")),
         processing_class=tokenizer,
         peft_config=lora_config(stage.hyperparameters.lora, "CAUSAL_LM"),
     )
@@ -131,7 +139,7 @@ def _rewards(
             functions.append(_Scorer(scorer).requires_grad_(False).eval())
             tokenizers.append(load_tokenizer(path))
         else:
-            functions.append(verifiable_reward(reward))
+            functions.append(trl_reward(reward) if reward.kind == "trl" else verifiable_reward(reward))
             tokenizers.append(None)
     return functions, tokenizers
 

@@ -15,7 +15,7 @@ from tasks.core.verifiers.answers import choice, exact_answer, exact_number, mat
 from tasks.core.verifiers.instructions import instructions
 from tasks.core.verifiers.shapes import length, regex, shaped
 
-RewardFunction = Callable[..., list[float]]
+RewardFunction = Callable[..., Sequence[float | None]]
 """TRL's signature: prompts, completions, completion_ids and every column of the rows, all as keywords."""
 
 _RULES: dict[str, tuple[Callable[..., float], tuple[str, ...]]] = {

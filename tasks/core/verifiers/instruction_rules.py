@@ -25,7 +25,7 @@ def _holds(count: int, relation: Relation, bound: float) -> bool:
 
 
 def count_sentences(text: str) -> int:
-    """Stretches that end in `.`, `!` or `?` before a space, unless in an abbreviation, an initial or a list's number."""
+    """Stretches up to `.`, `!` or `?` before a space, but not in an abbreviation, an initial or a list's number."""
     start = count = 0
     for end in _SENTENCE_END.finditer(text):
         if not (end[0] == "." and _ABBREVIATION.search(text[start : end.start()])):
