@@ -129,7 +129,7 @@ def _hand_overs(recipe: Recipe) -> list[tuple[Literal["policy", "reward"], Stage
     policies = [stage for stage in stages_of(recipe) if stage != "base"]
     arrows: list[tuple[Literal["policy", "reward"], Stage, Stage]] = []
     arrows += [("policy", parent_of(recipe, stage), stage) for stage in policies]
-    if recipe.grpo and any(reward.kind == "reward_model" for reward in recipe.grpo.rewards):
+    if recipe.grpo and recipe.grpo.wants_own_reward_model:
         arrows.append(("reward", "reward", "grpo"))
     return arrows
 

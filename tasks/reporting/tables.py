@@ -147,7 +147,7 @@ def settings_of(recipe: Recipe, stage: Stage) -> dict[str, str]:
         facts["Beta"] = f"{asked.beta:g}"
     if isinstance(asked, GRPO):
         facts["Completions per prompt"] = str(asked.num_generations)
-        facts["Rewards"] = ", ".join(f"{reward.weight:g} {TIMES} {reward.kind}" for reward in asked.rewards)
+        facts["Rewards"] = ", ".join(f"{reward.weight:g} {TIMES} {reward.label}" for reward in asked.rewards)
     return facts
 
 
