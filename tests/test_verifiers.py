@@ -178,6 +178,7 @@ OBEYED: list[tuple[str, dict[str, Any], str, str]] = [
     ("length_constraints:number_paragraphs", {"num_paragraphs": 2}, "One.\n***\nTwo.\n***", "One.\n\nTwo."),
     ("length_constraints:number_words", {"num_words": 10, "relation": "at least"}, LINES, LINES[:-4]),
     ("length_constraints:number_words", {"num_words": 10, "relation": "less than"}, LINES[:-4], LINES),
+    ("length_constraints:number_words", {"num_words": 3, "relation": "less than"}, "मौसम अच्छा", "मौसम अच्छा है"),
     (
         "length_constraints:nth_paragraph_first_word",
         {"num_paragraphs": 2, "nth_paragraph": 2, "first_word": "weekend"},

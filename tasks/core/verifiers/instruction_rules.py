@@ -5,6 +5,7 @@ place of trained ones: where sentences end, and which language a text is in (`la
 """
 
 import re
+import unicodedata
 from collections.abc import Callable
 from typing import Literal
 
@@ -64,7 +65,9 @@ def _number_paragraphs(reply: str, *, num_paragraphs: float) -> bool:
 
 
 def _number_words(reply: str, *, num_words: float, relation: Relation) -> bool:
-    return _holds(len(re.findall(r"\w+", reply)), relation, num_words)
+    """Words are runs of letters and digits; signs that join a letter, such as Hindi's vowels, do not divide them."""
+    letters = "".join(letter for letter in reply if not unicodedata.category(letter).startswith("M"))
+    return _holds(len(re.findall(r"\w+", letters)), relation, num_words)
 
 
 def _nth_paragraph_first_word(reply: str, *, num_paragraphs: float, nth_paragraph: float, first_word: str) -> bool:
