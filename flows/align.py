@@ -9,6 +9,7 @@ from prefect import flow
 
 from models.artifacts import Dataset, Stage
 from models.recipe import Recipe
+from models.rewards import Reward, Verifier
 from models.run import RunRecord
 from models.sources import DatasetSource
 from models.stages import DPOInput, EvaluationInput, GRPOInput, RewardInput, SFTInput
@@ -47,13 +48,13 @@ def align(
     run = open_run(recipe, recipe_name, settings.home, force, resume, needs)
     execution = plan_execution(recipe, settings).of_run(run)
 
-    def rows(source: DatasetSource, role: Role) -> Dataset:
-        return prepare_dataset.submit(source, role, recipe.system_prompt, execution).result()
+    def rows(source: DatasetSource, role: Role, rules: tuple[Reward | Verifier, ...] = ()) -> Dataset:
+        return prepare_dataset.submit(source, role, recipe.system_prompt, execution, rules).result()
 
     common = execution.shared_inputs(recipe)
     heldout = {
         "spec": recipe.evaluation,
-        "prompts": rows(recipe.evaluation.prompts, "prompts"),
+        "prompts": rows(recipe.evaluation.prompts, "prompts", (recipe.evaluation.verifier,)),
         "preferences": rows(recipe.evaluation.preferences, "preference") if recipe.evaluation.preferences else None,
         "sets": held_out_sets(recipe.evaluation, rows),
         "seed": recipe.seed,
@@ -88,7 +89,7 @@ def align(
             policy=dpo.result() if dpo else sft,
             reward_model=reward.result() if reward else None,
             reward_accuracy=accuracy,
-            dataset=rows(recipe.grpo.dataset, "prompts"),
+            dataset=rows(recipe.grpo.dataset, "prompts", recipe.grpo.rewards),
             hyperparameters=recipe.grpo,
             functions=function_digests(recipe.grpo),
             scorers=scorers,

@@ -8,6 +8,7 @@ from prefect.runtime import flow_run
 from models.artifacts import Dataset
 from models.comparison import Comparison
 from models.recipe import Recipe
+from models.rewards import Verifier
 from models.sources import DatasetSource
 from models.stages import EvaluationInput
 from settings.settings import load_settings
@@ -44,12 +45,12 @@ def compare(a: str, b: str, recipe: Recipe | None = None, page: Path | None = No
     execution = plan_execution(contest.recipe, settings)
     stop_stages_on_signals(lambda reason: False, str(flow_run.id))
 
-    def rows(source: DatasetSource, role: Role) -> Dataset:
-        return prepare_dataset.submit(source, role, contest.recipe.system_prompt, execution).result()
+    def rows(source: DatasetSource, role: Role, rules: tuple[Verifier, ...] = ()) -> Dataset:
+        return prepare_dataset.submit(source, role, contest.recipe.system_prompt, execution, rules).result()
 
     heldout = {
         "spec": asked,
-        "prompts": rows(asked.prompts, "prompts"),
+        "prompts": rows(asked.prompts, "prompts", (asked.verifier,)),
         "preferences": rows(asked.preferences, "preference") if asked.preferences else None,
         "sets": held_out_sets(asked, rows),
         "seed": contest.recipe.seed,

@@ -3,31 +3,22 @@
 One flat contract serves the YAML file and the form; which options go with which kind is checked here.
 """
 
+import re
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from models.contract import Contract
+from models.trl_options import SOLVED_BY_TRL, TRLReward, check_trl_options
 
 VerifierKind = Literal[
     "exact_answer", "exact_number", "math_verify", "choice", "regex", "format", "length", "instructions"
 ]
 RewardKind = Literal[VerifierKind, "reward_model", "trl", "function"]
 Shape = Literal["think", "think_answer", "boxed", "json"]
-TRLReward = Literal[
-    "accuracy_reward",
-    "reasoning_accuracy_reward",
-    "get_cosine_scaled_reward",
-    "think_format_reward",
-    "get_repetition_penalty_reward",
-    "get_soft_overlong_punishment",
-]
-
 _OPTIONS: dict[str, tuple[str, ...]] = {
-    "column": (
-        "exact_answer", "exact_number", "math_verify", "choice", "instructions", "trl", "function",
-    ),
+    "column": ("exact_answer", "exact_number", "math_verify", "choice", "trl"),
     "pattern": ("regex",),
     "shape": ("format",),
     "min_words": ("length",),
@@ -40,17 +31,23 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "timeout_seconds": ("function",),
     "memory_limit_bytes": ("function",),
     "failures_allowed": ("function",),
-}  # fmt: skip
+}
 """Options, and the kinds that they have an effect on."""
 _REQUIRED = {"regex": "pattern", "format": "shape", "trl": "trl", "function": "function"}
 """Kinds, and the option that each cannot do without."""
+
+
+def has_effect(option: str, kind: str) -> bool:
+    """Whether a field of `Reward` or `Verifier` means something for this kind."""
+    return kind in _OPTIONS.get(option, (kind,))
 
 
 class _Rule(Contract):
     """The options of the rules that a program can verify."""
 
     column: str = Field("answer", min_length=1, title="Expected column")
-    """Column of the row that holds what is right: accepted answers, or for `instructions` nothing but their ids."""
+    """Column of the row that holds what is right: an accepted answer, or a list of them; TRL's functions get the first
+    one as `solution`. `instructions` reads `instruction_id_list` and `kwargs`, as IFEval's own file names them."""
     pattern: str | None = Field(None, title="Pattern")
     """For `regex`: a Python regular expression that must be found in the reply."""
     shape: Shape | None = Field(None, title="Shape")
@@ -60,6 +57,15 @@ class _Rule(Contract):
     """For `length`: a reply with fewer words gets the share of them that it has."""
     max_words: Annotated[int, Field(ge=1)] | None = Field(None, title="Most words")
     """For `length`: a reply with more words gets nothing from twice as many on, and in between in proportion."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _pattern_is_a_regular_expression(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except re.error as error:
+            raise ValueError(f"'{value}' is not a regular expression ({error}); correct it") from None
+        return value
 
     @model_validator(mode="after")
     def _options_have_an_effect(self) -> "_Rule":
@@ -147,4 +153,12 @@ class Reward(_Rule):
     def _revision_needs_a_model(self) -> "Reward":
         if self.revision and not self.model:
             raise ValueError(f"revision '{self.revision}' needs a model from the hub; add model, or remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _trl_takes_the_options(self) -> "Reward":
+        if self.trl:
+            check_trl_options(self.trl, self.options)
+        if self.trl and self.trl not in SOLVED_BY_TRL and self.column != "answer":
+            raise ValueError(f"column has no effect on {self.trl}, which compares with nothing; remove it")
         return self

@@ -8,6 +8,7 @@ from prefect.cache_policies import NO_CACHE
 
 from models.artifacts import Dataset, Manifest
 from models.fingerprint import ID_LENGTH, canonical_json, fingerprint
+from models.rewards import Reward, Verifier
 from models.sources import DatasetSource
 from tasks.child_main import ChildOptions
 from tasks.execution import Execution
@@ -22,13 +23,21 @@ from tasks.telling import Teller
 
 
 @task(name="prepare-dataset", task_run_name="dataset for {role}", cache_policy=NO_CACHE)
-def prepare_dataset(source: DatasetSource, role: Role, system_prompt: str | None, execution: Execution) -> Dataset:
+def prepare_dataset(
+    source: DatasetSource,
+    role: Role,
+    system_prompt: str | None,
+    execution: Execution,
+    rules: tuple[Reward | Verifier, ...] = (),
+) -> Dataset:
     """Read and check rows, and freeze them; the same content gives the same snapshot, whatever file it came from.
+
+    Rows of prompts must have what `rules` read of them.
 
     Raises:
         InputError: a row does not fit the stage, or there are none.
     """
-    checked = check_rows(source, role, system_prompt)
+    checked = check_rows(source, role, system_prompt, rules)
     identity = snapshot_identity(checked.rows)
     name = fingerprint(identity)[:ID_LENGTH]
 

@@ -13,7 +13,8 @@ from models.artifacts import Stage
 from models.contract import Contract
 from models.errors import InputError
 from models.fingerprint import canonical_json, fingerprint
-from models.recipe import Recipe, Training
+from models.recipe import GRPO, Recipe, Training
+from models.rewards import Reward, Verifier
 from models.sources import DatasetSource
 from tasks.rows import Role, Row, check_rows, snapshot_identity
 
@@ -69,40 +70,45 @@ def training_sections(recipe: Recipe) -> dict[Stage, Training]:
     return {stage: section for stage, section in sections.items() if section}
 
 
-def _uses(recipe: Recipe) -> Iterator[tuple[str, DatasetSource, Role]]:
-    """Every dataset of the recipe: its place, its source and what it is for."""
+Rules = tuple[Reward | Verifier, ...]
+
+
+def _uses(recipe: Recipe) -> Iterator[tuple[str, DatasetSource, Role, Rules]]:
+    """Every dataset of the recipe: its place, its source, what it is for, and the rules that read its rows."""
     roles: dict[Stage, Role] = {"sft": "sft", "reward": "preference", "dpo": "preference", "grpo": "prompts"}
     for stage, section in training_sections(recipe).items():
-        yield f"{stage}.dataset", section.dataset, roles[stage]
-    yield "evaluation.prompts", recipe.evaluation.prompts, "prompts"
+        rules = section.rewards if isinstance(section, GRPO) else ()
+        yield f"{stage}.dataset", section.dataset, roles[stage], rules
+    yield "evaluation.prompts", recipe.evaluation.prompts, "prompts", (recipe.evaluation.verifier,)
     if recipe.evaluation.preferences:
-        yield "evaluation.preferences", recipe.evaluation.preferences, "preference"
+        yield "evaluation.preferences", recipe.evaluation.preferences, "preference", ()
     for one in recipe.evaluation.sets:
+        rule = one.verifier or recipe.evaluation.verifier
         if one.prompts:
-            yield f"evaluation.sets '{one.name}' prompts", one.prompts, "prompts"
+            yield f"evaluation.sets '{one.name}' prompts", one.prompts, "prompts", (rule,)
         if one.preferences:
-            yield f"evaluation.sets '{one.name}' preferences", one.preferences, "preference"
+            yield f"evaluation.sets '{one.name}' preferences", one.preferences, "preference", ()
 
 
 def read_tables(recipe: Recipe, problems: list[str]) -> dict[str, Table]:
     """Check all rows of all datasets, each source once; those with problems are left out and noted."""
     read: dict[str, Table | None] = {}
     tables = {}
-    for place, source, role in _uses(recipe):
-        key = canonical_json([source.model_dump(mode="json"), role])
+    for place, source, role, rules in _uses(recipe):
+        key = canonical_json([source.model_dump(mode="json"), role, [rule.model_dump(mode="json") for rule in rules]])
         if key not in read:
             read[key] = None
             with noting(problems):
-                read[key] = _read_table(place, source, role, recipe.system_prompt)
+                read[key] = _read_table(place, source, role, recipe.system_prompt, rules)
         found = read[key]
         if found:
             tables[place] = Table(found.check.model_copy(update={"place": place}), found.prompts)
     return tables
 
 
-def _read_table(place: str, source: DatasetSource, role: Role, system_prompt: str | None) -> Table:
+def _read_table(place: str, source: DatasetSource, role: Role, system_prompt: str | None, rules: Rules) -> Table:
     try:
-        checked = check_rows(source, role, system_prompt)
+        checked = check_rows(source, role, system_prompt, rules)
     except InputError as error:
         raise InputError("\n".join(f"{place}: {line}" for line in str(error).splitlines())) from None
     sizes = [len(canonical_json(row)) for row in checked.rows]

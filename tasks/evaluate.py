@@ -14,7 +14,6 @@ from models.artifacts import Checkpoint, Dataset, Manifest, Stage
 from models.evaluation import EvaluationResult
 from models.measurement import Evaluation
 from models.recipe import Recipe
-from models.sources import DatasetSource
 from models.stages import EvaluationInput, HeldOutSet
 from tasks.child import run_in_child
 from tasks.child_main import ChildOptions
@@ -23,7 +22,6 @@ from tasks.core.plan import BATCH_TOKENS
 from tasks.execution import Execution
 from tasks.making import find_or_make
 from tasks.provenance import provenance
-from tasks.rows import Role
 from tasks.stage import LIGHT_RETRIES, worth_another_attempt
 from tasks.store import ArtifactStore
 from tasks.telling import Teller, publish
@@ -56,16 +54,17 @@ def evaluate(stage: EvaluationInput, execution: Execution) -> EvaluationResult:
     return find_or_make("evaluation", stage.id, execution, make, read, title)
 
 
-def held_out_sets(asked: Evaluation, rows: Callable[[DatasetSource, Role], Dataset]) -> tuple[HeldOutSet, ...]:
-    """The recipe's further sets, with their rows frozen by `rows`."""
+def held_out_sets(asked: Evaluation, rows: Callable[..., Dataset]) -> tuple[HeldOutSet, ...]:
+    """The recipe's further sets; `rows` freezes a source's rows for a role, once the rules find what they read."""
+    verifiers = [one.verifier or asked.verifier for one in asked.sets]
     return tuple(
         HeldOutSet(
             name=one.name,
-            verifier=one.verifier or asked.verifier,
-            prompts=rows(one.prompts, "prompts") if one.prompts else None,
+            verifier=verifier,
+            prompts=rows(one.prompts, "prompts", (verifier,)) if one.prompts else None,
             preferences=rows(one.preferences, "preference") if one.preferences else None,
         )
-        for one in asked.sets
+        for one, verifier in zip(asked.sets, verifiers, strict=True)
     )
 
 

@@ -17,6 +17,7 @@ from models.errors import InputError
 from models.fingerprint import ID_LENGTH
 from models.recipe import GRPO, Recipe, Training
 from models.stages import TrainingInput
+from models.trl_options import SOLVED_BY_TRL
 from settings.machine import Machine, inspect_machine, resolve_precision
 from settings.settings import Settings
 from tasks.base_model_check import BaseModelFacts, check_base_model
@@ -138,8 +139,10 @@ def _check_libraries(recipe: Recipe, settings: Settings, problems: list[str]) ->
         elif not importlib.util.find_spec(_TRACKERS[tracker]):
             problems.append(f"ALIGN_REPORT_TO: '{tracker}' is not installed; run `pip install {_TRACKERS[tracker]}`")
     _check_measuring(recipe, settings, problems)
-    verifiers = {reward.kind for reward in recipe.grpo.rewards} if recipe.grpo else set()
-    if "math_verify" in {*verifiers, recipe.evaluation.verifier.kind} and not importlib.util.find_spec("math_verify"):
+    rewards = recipe.grpo.rewards if recipe.grpo else ()
+    needed = {recipe.evaluation.verifier.kind, *(reward.kind for reward in rewards)}
+    needed |= {"math_verify" for reward in rewards if reward.trl in SOLVED_BY_TRL}
+    if "math_verify" in needed and not importlib.util.find_spec("math_verify"):
         problems.append("math_verify is not installed; run `pip install math-verify`, or use `exact_answer`")
 
 

@@ -2,27 +2,32 @@
 
     sft          prompt: messages, completion: [one assistant message], kind
     preference   prompt: messages, chosen, rejected: [one assistant message each], kind
-    prompts      prompt: messages, answer: [accepted texts], kind
+    prompts      prompt: messages, answer: [accepted texts], kind, extra: {column: value}
 
 A message is `{"role": …, "content": …}`, a prompt ends with a user turn, and `kind` names a group of rows that figures
 are given for. A text in place of messages is one turn. For sft, `messages` may hold the whole conversation; for
 preference, `chosen` and `rejected` may, and what they share is the prompt. Text is kept as it is; a number as answer
-becomes its text; rows that are equal in this form are kept once; other columns are ignored; any other deviation is an
-error that names its row.
+becomes its text; rows that are equal in this form are kept once; any other deviation is an error that names its row.
+
+Further columns of prompts are for rewards and verifiers: those that have a value are kept in `extra`, which a row
+without any lacks; the other roles ignore them. `answer` may be left out where nothing compares replies with it.
 """
 
 import hashlib
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
 
 from models.errors import InputError
 from models.fingerprint import canonical_json
+from models.rewards import Reward, Verifier
 from models.sources import DatasetSource
 from tasks import conversations
 from tasks.conversations import problem, shown, text
+from tasks.core.columns import flat, plain
+from tasks.core.verifiers.checking import check_row
+from tasks.core.verifiers.expected import answers
 from tasks.readers import Row, shown_names
 from tasks.sources import read_entries, read_rows
 
@@ -44,11 +49,13 @@ class CheckedRows:
     """Rows left out because an earlier one has the same normal form."""
 
 
-def check_rows(source: DatasetSource, role: Role, system_prompt: str | None) -> CheckedRows:
+def check_rows(
+    source: DatasetSource, role: Role, system_prompt: str | None, rules: Sequence[Reward | Verifier] = ()
+) -> CheckedRows:
     """Read `source` and bring each row to the normal form of `role`.
 
     `system_prompt` is put first in each prompt without a system message. At most `max_rows` rows are read, duplicates
-    included.
+    included. Rows of prompts must have what `rules` read of them.
 
     Raises:
         InputError: the source or some of its rows cannot be used; the message gives the first three problems, each with
@@ -62,6 +69,8 @@ def check_rows(source: DatasetSource, role: Role, system_prompt: str | None) -> 
             read += 1
             try:
                 row = _with_system_prompt(_normalised(entry, role), system_prompt)
+                for rule in rules:
+                    check_row(flat(row), rule)
                 rows.setdefault(digest([row]), row)
             except InputError as error:
                 problems.append(f"{place}: {error}")
@@ -135,28 +144,15 @@ def _refuse_other_prompt(row: Row, shared: list[conversations.Message]) -> None:
 
 
 def _prompts(row: Row) -> Row:
-    _require(row, ("prompt", "answer"), "prompts need prompt and answer")
-    return {"prompt": conversations.prompt(row["prompt"]), "answer": _answers(row["answer"])}
+    _require(row, ("prompt",), "prompts need a prompt")
+    expected = answers(row["answer"], "answer") if row.get("answer") not in (None, "", []) else []
+    further = {name: plain(value) for name, value in row.items() if name not in ("prompt", "answer", "kind")}
+    extra = {name: value for name, value in further.items() if value is not None}
+    normal = {"prompt": conversations.prompt(row["prompt"]), "answer": expected}
+    return normal | ({"extra": extra} if extra else {})
 
 
 _NORMAL_FORMS: dict[Role, Callable[[Row], Row]] = {"sft": _sft, "preference": _preference, "prompts": _prompts}
-
-
-def _answers(value: object) -> list[str]:
-    if not isinstance(value, list):
-        return [_answer(value, "answer")]
-    if not value:
-        raise problem("answer", "the list is empty", "a prompt needs an accepted answer", conversations.FILL_IN)
-    return [_answer(member, f"answer[{index}]") for index, member in enumerate(value)]
-
-
-def _answer(value: object, column: str) -> str:
-    """The text of an answer; 43.0 becomes `43`, since Parquet and JSON writers turn whole numbers into fractions."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if isinstance(value, float) and math.isfinite(value):
-        return str(int(value)) if value.is_integer() else str(value)
-    return text(value, column, "an answer is a text, a finite number, or a list of them")
 
 
 def _kind(row: Row) -> str:

@@ -16,22 +16,23 @@ from models.artifacts import Checkpoint, Dataset, Stage
 from models.contract import Contract
 from models.evaluation import Estimate
 from models.fingerprint import canonical_json, fingerprint
-from models.measurement import Evaluation
+from models.measurement import Evaluation, EvaluationSet, Harness, Judge
 from models.recipe import DPO, GRPO, SFT, LoRA, Quantization, Recipe, RewardModel, Training
-from models.rewards import Reward
+from models.rewards import Reward, Verifier, VerifierKind
 from models.sources import BaseModelSource, DatasetSource
 from models.stages import (
     BaseModelInput,
     DPOInput,
     EvaluationInput,
     GRPOInput,
+    HeldOutSet,
     RewardInput,
     SFTInput,
     TrainingInput,
 )
 from settings.settings import Settings
 from tasks.execution import plan_execution
-from tests.tiny import variations
+from tests.tiny import REWARDS, variations
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = DatasetSource(path="rows.jsonl")
@@ -44,7 +45,13 @@ def checkpoint(stage: Stage, digit: str) -> Checkpoint:
 
 
 COMMON: dict[str, Any] = {"policy": checkpoint("sft", "a"), "dataset": DATASET, "seed": 1, "precision": "fp32"}
-EVALUATION = Evaluation(prompts=ROWS, preferences=ROWS)
+EVALUATION = Evaluation(
+    prompts=ROWS,
+    preferences=ROWS,
+    sets=(EvaluationSet(name="further", prompts=ROWS, preferences=ROWS, verifier=Verifier()),),
+    judge=Judge(model="judge"),
+    harness=Harness(tasks=("arc_easy",)),
+)
 INPUTS: dict[str, TrainingInput] = {
     "sft": SFTInput(hyperparameters=SFT(dataset=ROWS), **COMMON),
     "reward": RewardInput(hyperparameters=RewardModel(dataset=ROWS), **COMMON),
@@ -71,7 +78,21 @@ HYPERPARAMETER_CHANGES = [
 ]
 
 
-@pytest.mark.parametrize(("asked", "changed"), HYPERPARAMETER_CHANGES)
+def grpo_with(kind: str) -> GRPOInput:
+    """GRPO with one reward of this kind."""
+    reward = Reward.model_validate({"kind": kind, **REWARDS[kind]})
+    return GRPOInput(hyperparameters=GRPO(dataset=ROWS, rewards=(reward,)), **COMMON)
+
+
+REWARD_CHANGES = [
+    pytest.param(asked, changed, id=f"{kind}.{path}")
+    for kind, asked in ((kind, grpo_with(kind)) for kind in REWARDS)
+    for path, changed in variations(asked.hyperparameters)
+    if path.startswith("rewards.")
+]
+
+
+@pytest.mark.parametrize(("asked", "changed"), HYPERPARAMETER_CHANGES + REWARD_CHANGES)
 def test_every_hyperparameter_is_in_the_fingerprint(asked: TrainingInput, changed: Training) -> None:
     assert asked.model_copy(update={"hyperparameters": changed}).fingerprint != asked.fingerprint
 
@@ -187,12 +208,40 @@ def test_strict_versions_are_in_the_fingerprint() -> None:
     assert len({INPUTS["dpo"].model_copy(update=fields).fingerprint for fields in shared}) == 2
 
 
-@pytest.mark.parametrize(
-    "path", [path for path, _ in variations(EVALUATION) if "." not in path and path != "preferences"]
-)
-def test_every_field_of_an_evaluation_is_in_its_fingerprint(path: str) -> None:
-    changed = dict(variations(EVALUATION))[path]
-    assert EVALUATED.model_copy(update={"spec": changed}).fingerprint != EVALUATED.fingerprint
+def test_every_kind_of_reward_and_each_of_its_options_is_varied() -> None:
+    assert set(REWARDS) == set(get_args(Reward.model_fields["kind"].annotation))
+    varied = {path.split(".")[2] for asked in map(grpo_with, REWARDS) for path, _ in variations(asked.hyperparameters)
+              if path.startswith("rewards.")}  # fmt: skip
+    assert varied == set(Reward.model_fields)
+
+
+ELSEWHERE = ("prompts", "preferences", "sets", "judge")
+"""Parts of an evaluation that are told by what they hold, or that decide nothing of its figures."""
+VERIFIERS = [Verifier.model_validate({"kind": kind, **REWARDS[kind]}) for kind in get_args(VerifierKind)]
+EVALUATION_CHANGES = [
+    pytest.param(asked, changed, id=f"{asked.verifier.kind}.{path}")
+    for asked in [EVALUATION.model_copy(update={"verifier": verifier}) for verifier in VERIFIERS]
+    for path, changed in variations(asked)
+    if path.split(".")[0] not in ELSEWHERE
+]
+
+
+@pytest.mark.parametrize(("asked", "changed"), EVALUATION_CHANGES)
+def test_every_field_of_an_evaluation_is_in_its_fingerprint(asked: Evaluation, changed: Evaluation) -> None:
+    before = EVALUATED.model_copy(update={"spec": asked})
+    assert before.model_copy(update={"spec": changed}).fingerprint != before.fingerprint
+
+
+@pytest.mark.parametrize("verifier", VERIFIERS[1:], ids=lambda verifier: verifier.kind)
+def test_the_verifier_of_a_further_set_is_in_the_fingerprint(verifier: Verifier) -> None:
+    sets = [HeldOutSet(name="further", verifier=rule, prompts=DATASET) for rule in (VERIFIERS[0], verifier)]
+    made = {EVALUATED.model_copy(update={"sets": (one,)}).fingerprint for one in sets}
+    assert len(made) == 2
+
+
+def test_all_of_an_evaluation_is_varied() -> None:
+    varied = {path.split(".")[0] for path, _ in variations(EVALUATION)}
+    assert varied == set(Evaluation.model_fields)
 
 
 @pytest.mark.parametrize(
@@ -298,12 +347,30 @@ def test_remedies_for_an_indivisible_batch_work(batch_size: int, num_generations
         GRPO(dataset=ROWS, batch_size=int(remedy), num_generations=num_generations)
 
 
+def trl(name: str, **options: Any) -> dict[str, Any]:
+    return {"kind": "trl", "trl": name, "options": options}
+
+
 @pytest.mark.parametrize(
     ("wrong", "rule"),
     [
-        ({"rewards": ({"kind": "exact_answer"}, {"kind": "exact_answer"})}, "name a kind twice"),
+        ({"rewards": ({"kind": "exact_answer"}, {"kind": "exact_answer"})}, "have one name"),
         ({"rewards": ({"kind": "exact_answer", "weight": 0},)}, "every reward has weight 0"),
         ({"rewards": ()}, "at least 1 item"),
+        ({"rewards": ({"kind": "regex", "pattern": "("},)}, r"'\(' is not a regular expression"),
+        ({"rewards": ({"kind": "format", "shape": "box"},)}, "'think', 'think_answer', 'boxed' or 'json'"),
+        ({"rewards": ({"kind": "regex"},)}, "kind 'regex' needs pattern; add it"),
+        ({"rewards": ({"kind": "length"},)}, "needs min_words or max_words"),
+        ({"rewards": ({"kind": "choice", "pattern": "a"},)}, "pattern has no effect on kind 'choice', only on regex"),
+        ({"rewards": ({"kind": "instructions", "column": "a"},)}, "column has no effect on kind 'instructions'"),
+        ({"rewards": ({"kind": "trl", "trl": "think_format_reward", "column": "a"},)}, "compares with nothing"),
+        ({"rewards": (trl("accuracy_reward", limit=1),)}, "has no option 'limit'; it takes none"),
+        ({"rewards": (trl("get_cosine_scaled_reward", max_length=9),)}, "did you mean 'max_len'"),
+        ({"rewards": (trl("get_cosine_scaled_reward"),)}, "needs max_len; add it under options"),
+        ({"rewards": (trl("get_repetition_penalty_reward", ngram_size="2"),)}, "'2' of .* must be a whole number"),
+        ({"rewards": (trl("get_repetition_penalty_reward", max_penalty=1),)}, "1 of .* must be 0 or less"),
+        ({"rewards": (trl("get_cosine_scaled_reward", max_len=9, min_value_wrong="a"),)}, "must be a number"),
+        ({"rewards": (trl("reasoning_accuracy_reward", reasoning_delimiters="a"),)}, "must be a list of texts"),
         ({"num_generations": 1}, "greater than or equal to 2"),
     ],
 )

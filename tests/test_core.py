@@ -22,6 +22,7 @@ from models.errors import StageError
 from models.evaluation import EvaluationResult
 from models.fingerprint import canonical_json
 from models.recipe import Quantization, Recipe
+from models.rewards import Verifier
 from models.sources import DatasetSource
 from models.stages import BaseModelInput, DPOInput, EvaluationInput, GRPOInput, RewardInput, SFTInput, TrainingInput
 from tasks.child import run_in_child
@@ -466,15 +467,15 @@ def test_every_field_of_an_evaluation_has_an_effect(laboratory: Laboratory, taug
     assert laboratory.evaluate(model, preferences=None).preference_accuracy is None
     short = laboratory.evaluate(model, max_new_tokens=1)
     assert max(len(sample.reply) for sample in short.samples) < max(len(sample.reply) for sample in plain.samples)
-    # The same number written another way is right for one verifier only.
+    # The same number written another way is wrong for one verifier only.
     rows = [{"prompt": sample.prompt, "answer": f"{sample.reply.strip()}.0"} for sample in plain.samples]
     source = DatasetSource(path=str(write_rows(tmp_path / "rows.jsonl", rows)))
     decimal = laboratory.rows(source, "prompts")
     by_verifier = [
-        laboratory.evaluate(model, decimal, verifier=verifier).exact_match
-        for verifier in ("exact_answer", "math_verify")
+        laboratory.evaluate(model, decimal, verifier=Verifier.model_validate(kind)).exact_match
+        for kind in ("exact_answer", "exact_number", "math_verify")
     ]
-    assert [round(figure.value) for figure in by_verifier if figure] == [0, 1]
+    assert [round(figure.value) for figure in by_verifier if figure] == [0, 1, 1]
 
 
 @slow

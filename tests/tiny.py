@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from models.contract import Contract
+from models.rewards import Reward, Verifier, has_effect
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -17,6 +18,20 @@ if TYPE_CHECKING:
     from models.run import RunRecord
 
 PROMPTS = [f"{a} + {b}" for a in range(1, 9) for b in range(1, 9)]
+REWARDS: dict[str, dict[str, Any]] = {
+    "exact_answer": {},
+    "exact_number": {},
+    "math_verify": {},
+    "choice": {},
+    "regex": {"pattern": "[0-9]"},
+    "format": {"shape": "boxed"},
+    "length": {"min_words": 2, "max_words": 9},
+    "instructions": {},
+    "reward_model": {"model": "org/scorer", "revision": "main"},
+    "trl": {"trl": "get_cosine_scaled_reward", "options": {"max_len": 8}},
+    "function": {"function": "rewards.py:brevity", "options": {"words": 20}},
+}
+"""Each kind of reward, with options that it can have."""
 _SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -168,17 +183,30 @@ def run_align(
 def variations(contract: Contract) -> Iterator[tuple[str, Any]]:
     """Every field of a contract with another value, one at a time and nested ones too: the field's path, the contract.
 
-    Datasets are left as they are: what they hold decides, not how they are named.
+    Datasets are left as they are: what they hold decides, not how they are named. So is an empty list, which has no
+    member to vary, and what has no effect on a reward's kind.
     """
     for name, field in type(contract).model_fields.items():
-        if name == "dataset":
+        if name == "dataset" or (isinstance(contract, Reward | Verifier) and not has_effect(name, contract.kind)):
             continue
         value = getattr(contract, name)
         for path, other in _others(value, field.annotation):
-            changed = contract.model_dump() | {name: other.model_dump() if isinstance(other, Contract) else other}
-            if name == "loss_type" and "label_smoothing" in changed:
-                changed["label_smoothing"] = 0.0  # which only `robust` takes
-            yield f"{name}{path}", type(contract).model_validate(changed)
+            plain = other.model_dump() if isinstance(other, Contract) else other
+            changed = contract.model_dump() | {name: plain}
+            yield f"{name}{path}", type(contract).model_validate(_consistent(name, changed))
+
+
+def _consistent(name: str, changed: dict[str, Any]) -> dict[str, Any]:
+    """A changed contract as plain data, without what only went with the field's former value."""
+    match name:
+        case "loss_type" if "label_smoothing" in changed:
+            return changed | {"label_smoothing": 0.0}  # which only `robust` takes
+        case "kind":
+            return {"kind": changed["kind"], **REWARDS[changed["kind"]]}
+        case "trl":
+            return {"kind": "trl", "trl": "think_format_reward"}
+        case _:
+            return changed
 
 
 def _others(value: Any, annotation: Any) -> Iterator[tuple[str, Any]]:
@@ -186,23 +214,37 @@ def _others(value: Any, annotation: Any) -> Iterator[tuple[str, Any]]:
         yield from ((f".{path}", other) for path, other in variations(value))
         if type(None) in get_args(annotation):
             yield "", None
+    elif isinstance(value, tuple) and not value:
+        return
     elif isinstance(value, tuple) and isinstance(value[0], Contract):
         yield from ((f".0.{path}", (other, *value[1:])) for path, other in variations(value[0]))
-    elif get_origin(annotation) is Literal:
-        yield "", next(option for option in reversed(get_args(annotation)) if option != value)
+    elif literal := _literal(annotation):
+        yield "", next(option for option in literal if option != value)
     else:
         yield "", _other_plain(value, annotation)
 
 
+def _literal(annotation: Any) -> tuple[Any, ...]:
+    """The values of a literal type, be it optional."""
+    kinds = [annotation, *get_args(annotation)]
+    return next((get_args(kind) for kind in kinds if get_origin(kind) is Literal), ())
+
+
 def _other_plain(value: Any, annotation: Any) -> Any:
-    if isinstance(value, bool):
-        return not value
-    if isinstance(value, tuple):
-        return value[:1]
-    if isinstance(value, int):
-        return value * 2
-    if isinstance(value, float):
-        return value / 2 or 0.25
-    if isinstance(value, str):
-        return value + "x"
-    return 0.25 if float in get_args(annotation) else 3 if "int" in str(annotation) else "x"
+    other: Any
+    match value:
+        case bool():
+            other = not value
+        case tuple():
+            other = value[:-1] if len(value) > 1 else (value[0] + "x",)
+        case dict():
+            other = {key: _other_plain(member, type(member)) for key, member in value.items()}
+        case int():
+            other = value * 2 or 1
+        case float():
+            other = value / 2 or 0.25
+        case str():
+            other = value + "x"
+        case _:
+            other = 0.25 if float in get_args(annotation) else 3 if "int" in str(annotation) else "x"
+    return other

@@ -142,10 +142,11 @@ class _Skeleton:
         return torch.float32.itemsize * self._parameters if copies else 0
 
     def _reward_model(self) -> int:
-        """Every reward model counts as large as the policy, as the run's own is."""
+        """Reward models, each taken to be as large as the policy."""
         asked = self._asked
-        used = sum(reward.kind == "reward_model" for reward in asked.rewards) if isinstance(asked, GRPO) else 0
-        return DTYPES[self._shape.precision].itemsize * self._parameters * used
+        rewards = asked.rewards if isinstance(asked, GRPO) else ()
+        models = sum(reward.kind == "reward_model" for reward in rewards)
+        return models * DTYPES[self._shape.precision].itemsize * self._parameters
 
     def _merging(self) -> int:
         """The trained model, its parent or what was written, both in float32, and the file that this is read from."""

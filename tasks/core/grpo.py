@@ -21,14 +21,16 @@ from trl import GRPOConfig, GRPOTrainer
 from models.errors import StageError
 from models.rewards import Reward
 from models.stages import GRPOInput
+from tasks.core.columns import unpacked
 from tasks.core.loading import DTYPES, load_policy, load_scorer, load_tokenizer, load_trainable, training_dataset
 from tasks.core.lora import lora_config, write_model
 from tasks.core.memory import in_parts
 from tasks.core.plan import TrainingPlan, TrainingResult
 from tasks.core.reward_shares import reward_shares
 from tasks.core.trainer import Report, Workspace, train, trainer_arguments
+from tasks.core.trl_rewards import trl_reward
 from tasks.core.user_reward import UserReward, accounting_for, user_reward
-from tasks.core.verifiers import VERIFIERS, RewardFunction
+from tasks.core.verifiers import RewardFunction, verifiable_reward
 
 RewardTerm = RewardFunction | UserReward | nn.Module
 
@@ -88,13 +90,16 @@ class _Scorer(nn.Module):
 
 
 class _Trainer(GRPOTrainer):
-    """TRL's trainer with an order of data that a resumed training continues, and generation that fits into memory."""
+    """TRL's trainer with an order of data that a resumed training continues, and generation that fits into memory.
+
+    Reward functions get every column of the data by its name.
+    """
 
     def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
         return _EpochSampler(super()._get_train_sampler(dataset))
 
-    def _calculate_rewards(self, *arguments: Any) -> torch.Tensor:
-        rewards: torch.Tensor = super()._calculate_rewards(*arguments)
+    def _calculate_rewards(self, inputs: Sequence[dict[str, Any]], *arguments: Any) -> torch.Tensor:
+        rewards: torch.Tensor = super()._calculate_rewards([unpacked(row) for row in inputs], *arguments)
         shares = reward_shares(rewards, self.reward_weights, self.num_generations)
         for name, share in zip(self.reward_func_names, shares, strict=True):
             self._metrics["train"][f"rewards/{name}/share"].append(share)
@@ -121,7 +126,7 @@ def train_grpo_policy(stage: GRPOInput, plan: TrainingPlan, folder: Path, report
         reward_funcs=functions,
         reward_processing_classes=tokenizers,
         args=GRPOConfig(**grpo_arguments(stage, plan, workspace.trainer)),
-        train_dataset=training_dataset(stage.dataset, ("prompt", "answer")),
+        train_dataset=training_dataset(stage.dataset, ("prompt", "answer", "kind", "extra")),
         processing_class=tokenizer,
         peft_config=lora_config(stage.hyperparameters.lora, "CAUSAL_LM"),
     )
@@ -147,7 +152,7 @@ def _rewards(stage: GRPOInput, plan: TrainingPlan) -> tuple[list[RewardTerm], li
             functions.append(user_reward(reward, stage.functions.get(reward.label)))
             tokenizers.append(None)
         else:
-            functions.append(VERIFIERS[reward.kind])
+            functions.append(trl_reward(reward) if reward.kind == "trl" else verifiable_reward(reward))
             tokenizers.append(None)
     return functions, tokenizers
 

@@ -18,6 +18,7 @@ from transformers import (
 from models.artifacts import Dataset, Precision
 from models.recipe import Quantization
 from models.stages import TrainingInput
+from tasks.core.columns import packed
 from tasks.core.quantization import load_quantized
 
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -77,5 +78,9 @@ def read_snapshot(dataset: Dataset) -> list[dict[str, Any]]:
 
 
 def training_dataset(dataset: Dataset, columns: tuple[str, ...]) -> TrainingDataset:
-    """The named columns of a snapshot; held in memory, so that no tokenised copy can go stale on disk."""
-    return TrainingDataset.from_list([{column: row[column] for column in columns} for row in read_snapshot(dataset)])
+    """The named columns of a snapshot, as far as its rows have them; `extra` as JSON text.
+
+    It is held in memory, so that no tokenised copy can go stale on disk.
+    """
+    rows = [{column: row[column] for column in columns if column in row} for row in read_snapshot(dataset)]
+    return TrainingDataset.from_list(packed(rows))
