@@ -93,7 +93,8 @@ def _cost(record: RunRecord, manifests: dict[str, Manifest]) -> Answer:
     parts = [f"{duration(judged)} of evaluation at the most"] if judged else []
     parts += [f"peak memory {memory(int(peak))}"] if peak else []
     parts += [f"{energy / _JOULES_PER_KILOWATT_HOUR:.3g} kWh for what it is made of"] if energy else []
-    parts += [f"taken, not trained: {', '.join(cached)}"] if cached else []
+    earlier = sum(manifest.metrics.get("seconds", 0.0) for manifest in made) - spent
+    parts += [f"taken, not trained: {', '.join(cached)}, {duration(earlier)} when they were made"] if cached else []
     return Answer("What did it cost?", f"{duration(spent)} of training", "; ".join(parts) + "." * bool(parts))
 
 

@@ -76,9 +76,10 @@ def choose_rows(rows: list[SampleRow], count: int) -> tuple[list[SampleRow], lis
 
 
 def _contrast(row: SampleRow, spread: float) -> float:
-    """How much the models differ on a prompt: who is right first, then scores, then words."""
+    """How much the models differ on a prompt: how often right and wrong change first, then scores, then words."""
+    flips = sum(old.correct != new.correct for old, new in pairwise(row.replies))
     words = max((1 - _matcher(old, new).ratio() for old, new in pairwise(row.replies)), default=0.0)
-    return 4 * row.differs + 2 * _score_step(row) / spread + words
+    return 4 * flips + 2 * _score_step(row) / spread + words
 
 
 def _score_step(row: SampleRow) -> float:
