@@ -142,11 +142,9 @@ class _Skeleton:
         return torch.float32.itemsize * self._parameters if copies else 0
 
     def _reward_model(self) -> int:
-        """Reward models, each taken to be as large as the policy."""
         asked = self._asked
-        rewards = asked.rewards if isinstance(asked, GRPO) else ()
-        models = sum(reward.kind == "reward_model" for reward in rewards)
-        return models * DTYPES[self._shape.precision].itemsize * self._parameters
+        used = isinstance(asked, GRPO) and any(reward.kind == "reward_model" for reward in asked.rewards)
+        return DTYPES[self._shape.precision].itemsize * self._parameters if used else 0
 
     def _merging(self) -> int:
         """The trained model, its parent or what was written, both in float32, and the file that this is read from."""
