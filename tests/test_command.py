@@ -140,7 +140,7 @@ CASES = [
     Case("batch below a group", ("not divisible by num_generations",), recipe={"grpo.batch_size": 2}),
     Case("more prompts a step than rows", ("32 rows", "has 16", "batch_size=64"), recipe={"grpo.batch_size": 128}),
     Case("reward model missing", ("add `reward:`",), {"reward": None, "grpo.rewards": [{"kind": "reward_model"}]}),
-    Case("rewards repeated", ("have one name",), {"grpo.rewards": [{"kind": "exact_answer"}, {"kind": "exact_answer"}]}),
+    Case("rewards repeated", ("one name",), {"grpo.rewards": [{"kind": "exact_answer"}, {"kind": "exact_answer"}]}),
     Case("weights all zero", ("weight 0",), recipe={"grpo.rewards": [{"kind": "exact_answer", "weight": 0}]}),
     Case("reward model unchecked", ("evaluation.preferences",), recipe={"evaluation.preferences": None}),
     # data

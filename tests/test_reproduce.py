@@ -15,7 +15,7 @@ from models.run import RunRecord
 from settings.settings import Settings
 from tasks.files import file_digest, replace_file
 from tasks.finding import resolve
-from tasks.reproducing import check_reproduction
+from tasks.reproducing import _promised, ancestry, check_reproduction, training_input
 from tasks.store import MANIFEST, ArtifactStore, read_manifest
 
 pytestmark = pytest.mark.slow
@@ -92,3 +92,11 @@ def test_another_version_of_the_code_is_refused(
 def test_a_base_model_was_not_trained(finished_run: tuple[Path, RunRecord]) -> None:
     with pytest.raises(InputError, match="was converted, not trained"):
         check_reproduction("base", Settings(home=finished_run[0]))
+
+
+def test_no_alarm_stops_what_is_made_again(finished_run: tuple[Path, RunRecord]) -> None:
+    store = ArtifactStore(finished_run[0])
+    steps = ancestry(store, "grpo")
+    made = {step.name: _promised(step, store) for step in steps}
+    inputs = [training_input(step, made) for step in steps if step.record.kind == "checkpoint"]
+    assert [stage.alarms.stop for stage in inputs] == [()] * 4

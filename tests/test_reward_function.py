@@ -40,6 +40,11 @@ EXPECTED: dict[str, list[float | None]] = {
 FAILING: dict[str, tuple[str, str, str]] = {
     "exception": ("def reward(**kwargs):\n    raise ValueError('no such judge')", "exception", "line 2, in reward"),
     "signature": ("def reward(completions):\n    return [0.0] * 4", "exception", "unexpected keyword argument"),
+    "async exception": (
+        "async def reward(**kwargs):\n    raise ValueError('no judge')",
+        "exception",
+        'Traceback (most recent call last):\n  File "{file}", line 2, in reward',
+    ),
     "exit": ("import sys\ndef reward(**kwargs):\n    sys.exit(3)", "exception", "SystemExit: 3"),
     "import": ("import no_such_module\ndef reward(**kwargs):\n    return []", "exception", "line 1, in <module>"),
     "syntax": ("def reward(**kwargs)\n    return [0.0] * 4", "exception", "SyntaxError"),
@@ -87,13 +92,13 @@ def test_a_function_gives_numbers_or_none(name: str, make: Callable[..., UserRew
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAILING)
 def test_a_failure_costs_its_own_reward_only_and_is_told(
-    name: str, make: Callable[..., UserReward], capfd: pytest.CaptureFixture[str]
+    name: str, make: Callable[..., UserReward], capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     text, kind, told = FAILING[name]
     reward, logged = make(text), dict[str, float]()
     assert call(reward, logged) == [None] * 4
     assert dict(reward.failures) == {kind: 1}
-    assert told in reward.last_failure
+    assert told.format(file=tmp_path / "mine.py") in reward.last_failure
     assert logged == {"rewards/reward/failures": 1.0}
     assert f"reward reward: call 1 failed ({kind})" in capfd.readouterr().out
     assert reward.metrics() == {f"rewards/reward/failures/{kind}": 1.0}

@@ -25,6 +25,8 @@ from types import ModuleType
 from typing import Any, TextIO
 
 _PR_SET_PDEATHSIG = 1
+_BELOW = (__file__, str(Path(asyncio.__file__).parent), importlib.__file__, "<frozen importlib")
+"""Where code lies that is below the user's in a stack."""
 
 
 def main(entrypoint: str, channel: int, trace: int, parent: int, memory_limit_bytes: int) -> None:
@@ -105,14 +107,10 @@ def _number(value: Any) -> float | str | None:
 def _failure(error: BaseException) -> dict[str, str]:
     """What happened, with the stack from the user's code on."""
     stack = error.__traceback__
-    while stack and (stack.tb_frame.f_code.co_filename in (__file__, importlib.__file__) or _is_frozen(stack)):
+    while stack and stack.tb_frame.f_code.co_filename.startswith(_BELOW):
         stack = stack.tb_next
     trace = "".join(traceback.format_exception(type(error), error, stack)).rstrip()
     return {"failure": "memory" if isinstance(error, MemoryError) else "exception", "trace": trace}
-
-
-def _is_frozen(stack: Any) -> bool:
-    return str(stack.tb_frame.f_code.co_filename).startswith("<frozen importlib")
 
 
 def _die_with(parent: int) -> None:

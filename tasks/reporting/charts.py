@@ -5,6 +5,7 @@ colour of the light or dark theme.
 """
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -77,6 +78,8 @@ PANELS: dict[Stage, tuple[Panel, ...]] = {
     "grpo": (
         Panel("Reward", "Mean weighted reward of the sampled completions.", ("reward",)),
         Panel("Reward by term", "Mean of each reward before weighting.", ("rewards/*/mean",)),
+        Panel("Reward's share", "Of the total's spread within groups; negative: against it.", ("rewards/*/share",)),
+        Panel("Failed calls", "Share of the calls of a user's function that failed.", ("rewards/*/failures",)),
         Panel("Reward spread", "Standard deviation of rewards; at 0 there is nothing to learn from.", ("reward_std",)),
         Panel("Completion length", "Mean length in tokens.", ("completions/mean_length",)),
         Panel("Entropy", "Variety of the next token; near 0 the policy has stopped exploring.", ("entropy",)),
@@ -213,13 +216,16 @@ def _learning_chart(id: str, panel: Panel, history: list[dict[str, float]]) -> C
 
 
 def _points(history: list[dict[str, float]], key: str) -> Points:
-    """Values by step, the last one where a resumed training logged a step twice; `None` for NaN and infinities."""
-    values = {entry.get("step", n): entry[key] for n, entry in enumerate(history) if key in entry}
+    """Values by step, the last one where a resumed training logged a step twice; `None` for NaN and infinities.
+
+    A step at which nothing was measured, such as a reward that no completion got, has no point.
+    """
+    values = {entry.get("step", n): entry[key] for n, entry in enumerate(history) if entry.get(key) is not None}
     return [(step, value if math.isfinite(value) else None) for step, value in sorted(values.items())]
 
 
 def _curve_name(key: str) -> str:
-    short = key.removeprefix("rewards/").removesuffix("/mean")
+    short = re.sub("^rewards/|/(mean|share|failures)$", "", key)
     return escape({"loss": "training", "eval_loss": "held-out"}.get(short, short))
 
 
