@@ -32,7 +32,7 @@ from tasks.core.generation import ChatModel, chat_generate, generate, load_chat
 from tasks.core.loading import load_policy, load_scorer, load_tokenizer, training_dataset
 from tasks.core.lora import write_model
 from tasks.core.plan import TrainingPlan, TrainingResult
-from tasks.core.scoring import dialog, log_likelihoods
+from tasks.core.scoring import Dialog, dialog, divergences, log_likelihoods
 from tasks.core.sft import sft_arguments
 from tasks.core.statistics import mean_reward, proportion
 from tasks.core.trainer import Report, Workspace
@@ -141,12 +141,27 @@ class Laboratory:
             return DPOInput(**common)
         return RewardInput(**common)
 
-    def evaluate(self, checkpoint: Checkpoint, prompts: Dataset | None = None, **changes: Any) -> EvaluationResult:
+    def evaluate(
+        self,
+        checkpoint: Checkpoint,
+        prompts: Dataset | None = None,
+        parent: Checkpoint | None = None,
+        reward_model: Checkpoint | None = None,
+        **changes: Any,
+    ) -> EvaluationResult:
         """Measure as the recipe says, with changes."""
         spec = self.recipe.evaluation.model_copy(update=changes)
         pairs = self.rows(spec.preferences, "preference") if spec.preferences else None
         prompts = prompts or self.rows(spec.prompts, "prompts")
-        stage = EvaluationInput(checkpoint=checkpoint, spec=spec, prompts=prompts, preferences=pairs, seed=1)
+        stage = EvaluationInput(
+            checkpoint=checkpoint,
+            spec=spec,
+            prompts=prompts,
+            preferences=pairs,
+            parent=parent,
+            reward_model=reward_model,
+            seed=1,
+        )
         return entry.evaluate(stage, "cpu", 8192, self.folder / "evaluation", silent)
 
 
@@ -455,6 +470,76 @@ def test_the_likelier_answer_is_found_as_one_row_at_a_time_would(chat: ChatModel
     naive = [logp(pair, side) for pair in pairs for side in ("chosen", "rejected")]
     dialogs = [dialog(chat.tokenizer, pair["prompt"], pair[side]) for pair in pairs for side in ("chosen", "rejected")]
     assert log_likelihoods(chat.model, chat.tokenizer, dialogs) == pytest.approx(naive, abs=1e-3)
+
+
+@slow
+def test_a_policy_is_measured_against_its_parent_and_by_the_reward_model(
+    laboratory: Laboratory, taught: Trained
+) -> None:
+    scorer = laboratory.trained("reward").checkpoint
+    found = laboratory.evaluate(taught.checkpoint, parent=laboratory.base, reward_model=scorer)
+    assert found.kl
+    assert found.kl.value > 0.1
+    assert found.reward_score
+    assert found.reward_score.value == pytest.approx(
+        sum(one.reward_score or 0 for one in found.samples) / found.reward_score.n
+    )
+    assert found.implicit_accuracy
+    gained = [pair.margin > (pair.parent_margin or 0) for pair in found.pairs]
+    assert found.implicit_accuracy.value == sum(gained) / len(gained)
+    before = laboratory.evaluate(laboratory.base)
+    assert [pair.parent_margin for pair in found.pairs] == pytest.approx(
+        [pair.margin for pair in before.pairs], abs=1e-3
+    )
+    assert before.loss
+    assert found.loss
+    assert found.loss.value < before.loss.value / 2
+    assert found.perplexity
+    assert found.perplexity.value == pytest.approx(math.exp(found.loss.value))
+
+
+@slow
+def test_a_policy_has_not_moved_from_itself(laboratory: Laboratory, taught: Trained) -> None:
+    found = laboratory.evaluate(taught.checkpoint, parent=taught.checkpoint)
+    assert found.kl
+    assert found.kl.value == pytest.approx(0, abs=1e-6)
+    assert found.implicit_accuracy
+    assert found.implicit_accuracy.value == 0
+
+
+@slow
+def test_divergence_is_that_of_the_next_token(laboratory: Laboratory, chat: ChatModel) -> None:
+    base = load_policy(laboratory.base.path, torch.float32).eval()
+    dialogs = [dialog(chat.tokenizer, conversation(text), conversation("8")) for text in PROMPTS[:3]]
+
+    @torch.no_grad()
+    def naive(one: Dialog) -> float:
+        ours, theirs = (model(torch.tensor(one.tokens)[None]).logits[0].log_softmax(-1) for model in (chat.model, base))
+        return float(
+            sum(
+                (ours[at - 1].exp() * (ours[at - 1] - theirs[at - 1])).sum() for at in range(one.start, len(one.tokens))
+            )
+        )
+
+    assert divergences(chat.model, base, chat.tokenizer, dialogs) == pytest.approx(
+        [naive(one) for one in dialogs], rel=1e-3
+    )
+
+
+@slow
+def test_length_repetition_and_endless_replies_are_counted(laboratory: Laboratory, taught: Trained) -> None:
+    ending, endless = (laboratory.evaluate(model, max_new_tokens=12) for model in (taught.checkpoint, laboratory.base))
+    for found in (ending, endless):
+        assert found.length
+        assert found.unstopped
+        assert found.length.value == sum(one.tokens for one in found.samples) / len(found.samples)
+        assert found.unstopped.value == sum(not one.stopped for one in found.samples) / len(found.samples)
+        assert all(one.tokens == 12 for one in found.samples if not one.stopped)
+    assert ending.unstopped
+    assert ending.unstopped.value == 0
+    assert all(one.tokens == len(one.reply) for one in ending.samples)  # a token a byte
+    assert endless.unstopped
+    assert endless.unstopped.value > 0
 
 
 @slow
