@@ -41,7 +41,8 @@ class Pages:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator["Browser"]:
+def browser(report: Path, comparison: Path) -> Iterator["Browser"]:
+    """The browser; its driver runs an event loop in this thread, where no flow could run any more."""
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
         yield browser
