@@ -98,7 +98,7 @@ def test_a_failure_costs_its_own_reward_only_and_is_told(
     reward, logged = make(text), dict[str, float]()
     assert call(reward, logged) == [None] * 4
     assert dict(reward.failures) == {kind: 1}
-    assert told.format(file=tmp_path / "mine.py") in reward.last_failure
+    assert told.format(file="mine.py") in reward.last_failure
     assert logged == {"rewards/reward/failures": 1.0}
     assert f"reward reward: call 1 failed ({kind})" in capfd.readouterr().out
     assert reward.metrics() == {f"rewards/reward/failures/{kind}": 1.0}

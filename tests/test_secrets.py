@@ -23,6 +23,7 @@ SECRETS = {
         "AWS_SECRET_ACCESS_KEY",
         "OPENAI_API_KEY",
         "SOME_PASSWORD",
+        "ALIGN_JUDGE_API_KEY",
         "USER",
         "LOGNAME",
     )
@@ -40,12 +41,24 @@ PASSED_ON = (
 FAILING = {"ALIGN_MEMORY_LIMIT_BYTES": "300000000"}  # less than PyTorch takes
 
 
+TRAITOR = """
+import os
+
+def betray(**kwargs):
+    raise ValueError({name: value for name, value in os.environ.items() if name != "HOME"})
+"""
+"""A reward function that tells all that it knows of its environment, but where the user is at home."""
+
+
 @pytest.fixture(scope="module")
 def users_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A user's own folder, outside the artifact root: the model, the data, the recipe and a token."""
     folder = tmp_path_factory.mktemp("user") / f"{CANARY}-home"
     model, data = build_tiny_model(folder / "model"), write_tiny_data(folder / "data")
-    write_recipe(folder / "recipe.yaml", tiny_recipe(model, data))
+    recipe = tiny_recipe(model, data, gate={"better": [{"surely": False}]})
+    recipe["grpo"]["rewards"] += [{"kind": "function", "function": "mine.py:betray", "failures_allowed": 1.0}]
+    (folder / "mine.py").write_text(TRAITOR)
+    write_recipe(folder / "recipe.yaml", recipe)
     (folder / "hf").mkdir()
     (folder / "hf" / "token").write_text(f"{CANARY}-token-file")
     return folder
@@ -86,7 +99,9 @@ def align(
 def ask(user: Path, home: Path, answers: Path) -> None:
     """Everything that tells others of a finished run: exported folders, the page of a lineage, and printed data."""
     answers.mkdir()
-    align(user, home, "promote", "grpo", "--reason", "the best", output=answers / "promote.txt")
+    promotion = ("promote", "grpo", "--reason", "the best", "--despite-gate")
+    align(user, home, *promotion, output=answers / "promote.txt")
+    align(user, home, "compare", "dpo", "grpo", "--json", output=answers / "compare.txt")
     for weights in ("merged", "adapter"):
         folder = str(answers / f"export-{weights}")
         align(
@@ -117,7 +132,7 @@ def test_no_secret_is_written(written: Path) -> None:
 
 def test_what_is_searched_is_there(written: Path) -> None:
     answers = [path for path in (written / "passed-on").glob("*.*") if path.is_file()]
-    assert len(answers) == 5 + len(PASSED_ON)
+    assert len(answers) == 6 + len(PASSED_ON)
     assert all("grpo-" in path.read_text() for path in answers)
     assert {path.name for path in files(written / "passed-on")} >= {"README.md", "bom.cdx.json", "export.json"}
     assert '"recipe_name": "recipe"' in (written / "runs.txt").read_text()

@@ -137,7 +137,7 @@ def tiny_recipe(model: Path, data: Path, **changes: Any) -> dict[str, Any]:
         "precision": "fp32",
     }
     for section, values in changes.items():
-        recipe[section] = {**recipe[section], **values} if isinstance(values, dict) else values
+        recipe[section] = {**recipe.get(section, {}), **values} if isinstance(values, dict) else values
     return recipe
 
 

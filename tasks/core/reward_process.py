@@ -19,7 +19,7 @@ from typing import IO, Any, cast
 import psutil
 
 _ENVIRONMENT = (
-    "PATH", "HOME", "USER", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "OMP_NUM_THREADS",
+    "PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "OMP_NUM_THREADS",
     "SSL_CERT_FILE", "CUDA_VISIBLE_DEVICES",
 )  # fmt: skip
 """Variables that the function may see; whatever else is set may be a secret."""

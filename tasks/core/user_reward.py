@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ FAILURES = "reward_failures.json"
 """The file of a model's folder with the failed calls by kind and the last failure, by reward."""
 _CALLS_TO_JUDGE = 4
 """Calls after which the share of failures counts."""
+_FOLDERS = re.compile(r'File "[^"]*/')
+"""Whose machine it was, which a published traceback need not tell."""
 _NOT_FOR_OTHERS = ("trainer_state", "log_extra", "environments")
 """What TRL offers its functions beside the columns, and cannot leave the training process."""
 
@@ -121,6 +124,7 @@ class UserReward:
         return [value if isinstance(value, float) and math.isfinite(value) else None for value in rewards]
 
     def _note(self, kind: str, trace: str) -> None:
+        trace = _FOLDERS.sub('File "', trace)
         self.failures[kind] += 1
         told = "as before" if trace == self.last_failure else trace
         self.last_failure = trace
@@ -131,8 +135,9 @@ class UserReward:
         if self.calls < _CALLS_TO_JUDGE or failed <= self._reward.failures_allowed * self.calls:
             return
         kinds = ", ".join(f"{kind} {count}" for kind, count in self.failures.most_common())
+        name = Path(self._reward.function or "").name
         raise StageError(
-            f"reward {self.__name__} ({self._reward.function}) failed in {failed} of {self.calls} calls ({kinds}), "
-            f"more than failures_allowed {self._reward.failures_allowed:g}; mend the function and run again. The last "
+            f"reward {self.__name__} ({name}) failed in {failed} of {self.calls} calls ({kinds}), more than "
+            f"failures_allowed {self._reward.failures_allowed:g}; mend the function and run again. The last "
             f"failure:\n{self.last_failure}"
         )
