@@ -94,6 +94,10 @@ class Verifier(_Rule):
     letter; `regex`: a pattern is found; `format`: it has a shape; `length`: its words are within bounds;
     `instructions`: IFEval's rules (Zhou et al. 2023, arXiv 2311.07911), whose ids and arguments the row names."""
 
+    def identity(self) -> dict[str, Any]:
+        """What decides its verdicts, as JSON data: options that have been added since change no name."""
+        return {"kind": self.kind} | self.model_dump(mode="json", exclude_defaults=True)
+
     @model_validator(mode="before")
     @classmethod
     def _a_name_is_enough(cls, value: Any) -> Any:

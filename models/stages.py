@@ -239,12 +239,13 @@ class EvaluationInput(Request):
 
     def identity(self) -> dict[str, Any]:
         """What decides the figures, as JSON data."""
-        elsewhere = {"prompts", "preferences", "sets", "judge"}
+        elsewhere = {"prompts", "preferences", "sets", "judge", "verifier"}
+        verifiers = {"": self.spec.verifier} | {one.name: one.verifier for one in self.sets}
         return {
             "stage": "evaluation",
             "code_version": self.code_version,
             "spec": self.spec.model_dump(mode="json", exclude=elsewhere),
-            "verifiers": {one.name: one.verifier.model_dump(mode="json") for one in self.sets},
+            "verifiers": {name: rule.identity() for name, rule in verifiers.items()},
             "parents": {role: parent.fingerprint for role, parent in self.parents().items()},
             "seed": self.seed,
         }

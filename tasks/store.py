@@ -5,6 +5,7 @@
     <kind>/.damaged/<name>-<time>/                                             moved aside by a failed verification
     <kind>/.replaced/<name>-<time>/                                            moved aside for one made anew
     aliases/<name>.json                                                        names given to checkpoints
+    comparisons/  judgements/                                                  pages, and what a judge has said
     runs/<id>/                                                                 resolved recipe and report of each run
 
 A finished folder appears by one rename, so there is no moment at which half of one could be taken for a whole.
