@@ -151,8 +151,7 @@ def _compare(arguments: Namespace) -> int:
     from tasks.contest import find_contest
 
     recipe = build_recipe(arguments.recipe, {}) if arguments.recipe else None
-    contest = find_contest(open_store(), arguments.a, arguments.b, recipe)
-    _preflight(contest.recipe)
+    find_contest(open_store(), arguments.a, arguments.b, recipe)
 
     def run() -> "tuple[Comparison, Path]":
         from flows.compare import compare

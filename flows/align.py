@@ -15,11 +15,12 @@ from models.sources import DatasetSource
 from models.stages import DPOInput, EvaluationInput, GRPOInput, RewardInput, SFTInput
 from settings.settings import load_settings
 from tasks.base_model import prepare_base_model
-from tasks.compare import compare_models, find_rivals
+from tasks.compare import compare_models
 from tasks.dataset import prepare_dataset
 from tasks.dpo import train_dpo
-from tasks.evaluate import evaluate, held_out_sets, judge_inputs
+from tasks.evaluate import evaluate, harness_digest, held_out_sets, judge_inputs
 from tasks.execution import plan_execution
+from tasks.gate import find_rivals
 from tasks.grpo import train_grpo
 from tasks.preflight import preflight
 from tasks.recording import close_failed, open_run
@@ -29,6 +30,7 @@ from tasks.reward_functions import function_digests
 from tasks.rows import Role
 from tasks.scorer import prepare_scorer
 from tasks.sft import train_sft
+from tasks.store import ArtifactStore
 
 
 @flow(name="align", on_failure=[close_failed], on_crashed=[close_failed], on_cancellation=[close_failed])
@@ -57,6 +59,7 @@ def align(
         "prompts": rows(recipe.evaluation.prompts, "prompts", (recipe.evaluation.verifier,)),
         "preferences": rows(recipe.evaluation.preferences, "preference") if recipe.evaluation.preferences else None,
         "sets": held_out_sets(recipe.evaluation, rows),
+        "harness_sha256": harness_digest(recipe.evaluation),
         "seed": recipe.seed,
     }
 
@@ -99,7 +102,7 @@ def align(
         grpo = train_grpo.submit(grpo_input, execution)
 
     made = {stage.stage: stage for stage in (base, sft, *(each.result() for each in (reward, dpo, grpo) if each))}
-    rivals = find_rivals(recipe, execution)
+    rivals = find_rivals(recipe, ArtifactStore(settings.home))
     inputs = judge_inputs(recipe, made, rivals.values(), heldout)
     evaluations = [evaluate.submit(each, execution.shared_by(len(inputs))) for each in inputs]
     judged = [evaluation.result() for evaluation in evaluations]

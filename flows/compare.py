@@ -15,7 +15,7 @@ from settings.settings import load_settings
 from tasks.comparing import compare as compare_rows
 from tasks.contest import find_contest, write_page
 from tasks.dataset import prepare_dataset
-from tasks.evaluate import evaluate, held_out_sets
+from tasks.evaluate import evaluate, harness_digest, held_out_sets
 from tasks.execution import plan_execution
 from tasks.rows import Role
 from tasks.stopping import stop_stages_on_signals
@@ -53,6 +53,7 @@ def compare(a: str, b: str, recipe: Recipe | None = None, page: Path | None = No
         "prompts": rows(asked.prompts, "prompts", (asked.verifier,)),
         "preferences": rows(asked.preferences, "preference") if asked.preferences else None,
         "sets": held_out_sets(asked, rows),
+        "harness_sha256": harness_digest(asked),
         "seed": contest.recipe.seed,
     }
     inputs = [

@@ -221,6 +221,8 @@ class EvaluationInput(Request):
     """The model that a policy was trained from, for its divergence and its implicit reward."""
     reward_model: Checkpoint | None = None
     """Scorer of a policy's replies."""
+    harness_sha256: str = ""
+    """Digest of the harness's own task files; empty without any."""
     seed: int
     """Seed of sampling."""
 
@@ -244,8 +246,15 @@ class EvaluationInput(Request):
         return {
             "stage": "evaluation",
             "code_version": self.code_version,
-            "spec": self.spec.model_dump(mode="json", exclude=elsewhere),
+            "spec": self.spec.model_dump(mode="json", exclude=elsewhere | {"harness"}),
+            "harness": self._harness(),
             "verifiers": {name: rule.identity() for name, rule in verifiers.items()},
             "parents": {role: parent.fingerprint for role, parent in self.parents().items()},
             "seed": self.seed,
         }
+
+    def _harness(self) -> dict[str, Any] | None:
+        """What decides the harness's figures, wherever its files lie."""
+        if self.spec.harness is None:
+            return None
+        return self.spec.harness.model_dump(mode="json", exclude={"include_path"}) | {"sha256": self.harness_sha256}

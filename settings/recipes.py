@@ -186,8 +186,10 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _anchor_datasets(document: dict[str, Any], flags: object, folder: Path) -> None:
-    """Make every local dataset path absolute, in place; `path` means a dataset everywhere in a recipe."""
+    """Make every local dataset path absolute, in place; `path` means a dataset everywhere but in a reward's options."""
     for key, value in document.items():
+        if key == "options":
+            continue
         if isinstance(value, dict):
             document[key] = dict(value)
             _anchor_datasets(document[key], flags.get(key) if isinstance(flags, Mapping) else None, folder)

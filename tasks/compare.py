@@ -6,16 +6,13 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from models.artifacts import Checkpoint, Stage
+from models.artifacts import Stage
 from models.comparison import Comparison
 from models.evaluation import EvaluationResult
 from models.recipe import Recipe
-from tasks.aliases import read_alias
 from tasks.comparing import compare
 from tasks.execution import Execution
-from tasks.finding import as_checkpoint, resolve
 from tasks.judge import judged_win_rate
-from tasks.store import ArtifactStore
 from tasks.telling import publish
 
 
@@ -65,13 +62,6 @@ def _matches(
             yield result, base, "base"
     for alias, result in rivals.items():
         yield last, result, alias
-
-
-def find_rivals(recipe: Recipe, execution: Execution) -> dict[str, Checkpoint]:
-    """The checkpoints that the gate's aliases point to; an alias that does not exist yet is left out."""
-    store = ArtifactStore(execution.settings.home)
-    names = [name for name in (recipe.gate.rivals if recipe.gate else ()) if name not in ("parent", "base")]
-    return {name: as_checkpoint(*resolve(store, name)) for name in names if read_alias(store.home, name)}
 
 
 def _show(comparisons: Sequence[Comparison]) -> None:

@@ -15,9 +15,7 @@ BETTER: dict[str, int] = {
     "sampled_reward": 1,
     "reward_score": 1,
     "preference_accuracy": 1,
-    "implicit_accuracy": 1,
     "loss": -1,
-    "kl": 0,
     "length": 0,
     "repetition": -1,
     "unstopped": -1,
@@ -55,7 +53,8 @@ def compare(after: EvaluationResult, before: EvaluationResult, role: str) -> Com
         *_differences(after, before),
         *(
             one.model_copy(update={"measure": f"{name}: {one.measure}"})
-            for name in after.sets.keys() & before.sets.keys()
+            for name in after.sets
+            if name in before.sets
             for one in _differences(after.sets[name], before.sets[name])
         ),
     ]
@@ -114,6 +113,14 @@ def win_rate(after: Sequence[Sample], before: Sequence[Sample]) -> Estimate | No
     """Share of prompts on which the reward model puts the model's reply above the other's; half for a tie."""
     if not after or not _same_prompts(after, before):
         return None
-    scores = [(new.reward_score, old.reward_score) for new, old in zip(after, before, strict=True)]
-    wins = [(new > old) + (new == old) / 2 for new, old in scores if new is not None and old is not None]
-    return share(sum(wins) / len(wins), len(wins)) if wins else None
+    wins = [_win(new, old) for new, old in zip(after, before, strict=True)]
+    known = [win for win in wins if win is not None]
+    return share(sum(known) / len(known), len(known)) if known else None
+
+
+def _win(new: Sample, old: Sample) -> float | None:
+    if new.reward_score is None or old.reward_score is None:
+        return None
+    if new.reply == old.reply or new.reward_score == old.reward_score:
+        return 0.5
+    return float(new.reward_score > old.reward_score)

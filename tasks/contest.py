@@ -12,6 +12,7 @@ from models.run import RunRecord
 from tasks.files import replace_file
 from tasks.finding import as_checkpoint, resolve
 from tasks.reporting.compare_page import render_comparison
+from tasks.restoring import obstacle
 from tasks.run_record import all_runs
 from tasks.store import MANIFEST, ArtifactStore, read_manifest
 
@@ -49,7 +50,7 @@ def find_contest(store: ArtifactStore, a: str, b: str, recipe: Recipe | None = N
     if not (recipe or run):
         raise InputError(f"no run in {store.home} has made {names[0]} or {names[1]}; say what to measure with --recipe")
     scorers = [one.checkpoint for one in run.stages if one.stage == "reward"] if run else []
-    there = [one for one in scorers if (one.path / MANIFEST).exists()]
+    there = [one for one in scorers if (one.path / MANIFEST).exists() and not obstacle(store, one.path)]
     return Contest(tuple(entrants), recipe or run.recipe, there[0] if there else None)  # type: ignore[union-attr]
 
 
@@ -66,7 +67,7 @@ def _entrant(store: ArtifactStore, wanted: str, records: list[RunRecord]) -> tup
 
 def _parent(store: ArtifactStore, manifest: Manifest) -> Checkpoint | None:
     path = store.locate(manifest.parents.get("policy", ""))
-    return as_checkpoint(path, read_manifest(path)) if path else None
+    return as_checkpoint(path, read_manifest(path)) if path and not obstacle(store, path) else None
 
 
 def _made(record: RunRecord, names: list[str]) -> bool:

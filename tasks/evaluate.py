@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from prefect.runtime import task_run
 
 from models.artifacts import Checkpoint, Dataset, Manifest, Stage
 from models.evaluation import EvaluationResult
+from models.fingerprint import fingerprint
 from models.measurement import Evaluation
 from models.recipe import Recipe
 from models.stages import EvaluationInput, HeldOutSet
@@ -20,8 +22,11 @@ from tasks.child_main import ChildOptions
 from tasks.core import entry
 from tasks.core.plan import BATCH_TOKENS
 from tasks.execution import Execution
+from tasks.files import file_digest
 from tasks.making import find_or_make
 from tasks.provenance import provenance
+from tasks.pruned import is_pruned
+from tasks.restoring import restore
 from tasks.stage import LIGHT_RETRIES, worth_another_attempt
 from tasks.store import ArtifactStore
 from tasks.telling import Teller, publish
@@ -68,6 +73,13 @@ def held_out_sets(asked: Evaluation, rows: Callable[..., Dataset]) -> tuple[Held
     )
 
 
+def harness_digest(asked: Evaluation) -> str:
+    """SHA-256 over the harness's own task files; empty where there are none."""
+    folder = Path(asked.harness.include_path) if asked.harness and asked.harness.include_path else None
+    files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder else []
+    return fingerprint({str(path.relative_to(folder)): file_digest(path) for path in files if folder}) if files else ""
+
+
 def judge_inputs(
     recipe: Recipe, made: Mapping[Stage, Checkpoint], rivals: Iterable[Checkpoint], heldout: dict[str, Any]
 ) -> list[EvaluationInput]:
@@ -95,6 +107,12 @@ def _measure_and_publish(
     stage: EvaluationInput, execution: Execution, store: ArtifactStore, teller: Teller, options: ChildOptions
 ) -> Manifest:
     name = stage.id
+    for model in filter(None, (stage.checkpoint, stage.parent, stage.reward_model)):
+        if is_pruned(model.path):
+            restore(
+                store, model.path, f"evaluation {name}", lambda: nullcontext(options),
+                lambda doing: teller.report({"phase": doing}),
+            )  # fmt: skip
     folder = store.partial("evaluation", name)
     attempt = task_run.run_count or 1
     batch_tokens = BATCH_TOKENS // 2 ** (attempt - 1)

@@ -8,14 +8,21 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from models.aliases import alias_problem
+from models.artifacts import Checkpoint
 from models.comparison import Comparison
 from models.errors import InputError
 from models.evaluation import Estimate
 from models.gate import Better, ConditionResult, Gate, GateResult, NoWorse
+from models.recipe import Recipe
+from tasks.aliases import read_alias
 from tasks.comparing import BETTER
 from tasks.files import replace_file
+from tasks.finding import as_checkpoint, resolve
+from tasks.store import ArtifactStore
 
 _GATE = "gate.json"
+_OWN = ("parent", "base")
+"""What a policy may be compared with beside aliases."""
 _WIN_RATES = ("win_rate", "judged_win_rate")
 
 
@@ -36,26 +43,60 @@ def judge_gate(gate: Gate, checkpoint: str, comparisons: Sequence[Comparison]) -
     return GateResult(checkpoint=checkpoint, passed=all(one.passed for one in results), conditions=tuple(results))
 
 
-def check_condition(condition: Better | NoWorse) -> None:
+def find_rivals(recipe: Recipe, store: ArtifactStore) -> dict[str, Checkpoint]:
+    """The checkpoints that the gate's aliases point to; an alias that does not exist yet is left out.
+
+    Raises:
+        InputError: what an alias points to is gone, or is a reward model.
+    """
+    found = {}
+    for alias in recipe.gate.rivals if recipe.gate else ():
+        if alias not in _OWN and read_alias(store.home, alias):
+            found[alias] = as_checkpoint(*resolve(store, alias))
+            if found[alias].stage == "reward":
+                raise InputError(
+                    f"gate: '{alias}' points to {found[alias].name}, a reward model; a policy can only beat a policy"
+                )
+    return found
+
+
+def check_condition(condition: Better | NoWorse, recipe: Recipe) -> None:
     """Refuse a condition that nothing can meet.
 
     Raises:
-        InputError: no such measure has a better side, or no alias can have that name.
+        InputError: the recipe measures no such thing, it has no better side, or no alias can have that name.
     """
-    measure, known = condition.measure, [*(name for name, side in BETTER.items() if side), *_WIN_RATES]
-    if not (measure in _WIN_RATES or _side(measure) or (isinstance(condition, NoWorse) and measure == "*")):
-        near = get_close_matches(measure, known, n=1)
-        remedy = f"did you mean '{near[0]}'?" if near else f"measures with a better side: {', '.join(known)}"
-        raise InputError(f"gate: '{measure}' is no measure to go by; {remedy}")
-    if condition.than not in ("parent", "base") and (problem := alias_problem(condition.than)):
+    known = _measured(recipe)
+    if condition.measure.partition("/")[0] not in known and (
+        condition.measure != "*" or not isinstance(condition, NoWorse)
+    ):
+        near = get_close_matches(condition.measure, known, n=1)
+        remedy = f"did you mean '{near[0]}'?" if near else f"it can go by: {', '.join(known)}"
+        raise InputError(f"gate: this recipe measures no '{condition.measure}' to go by; {remedy}")
+    if condition.than not in _OWN and (problem := alias_problem(condition.than)):
         raise InputError(f"gate: '{condition.than}' is neither parent nor base nor an alias: {problem}")
+
+
+def _measured(recipe: Recipe) -> list[str]:
+    """The measures with a better side that both models of a comparison will have."""
+    asked = recipe.evaluation
+    missing = {"sampled_reward"} if not asked.num_samples else set()
+    missing |= {"reward_score", "win_rate"} if not recipe.reward else set()
+    missing |= {"judged_win_rate"} if not asked.judge else set()
+    of_pairs = {"preference_accuracy"}
+    of_prompts = {name for name, side in BETTER.items() if side} - of_pairs - missing
+    names = of_prompts | (of_pairs if asked.preferences else set()) | set(_WIN_RATES) - missing
+    for one in asked.sets:
+        of_set = (of_prompts if one.prompts else set()) | (of_pairs if one.preferences else set())
+        names |= {f"{one.name}: {name}" for name in of_set}
+    return sorted(names)
 
 
 def _better(asked: Better, comparison: Comparison | None) -> ConditionResult:
     surely = "surely " if asked.surely else ""
     condition = f"{asked.measure} {surely}better than {asked.than}" + (f" by at least {asked.by:g}" * bool(asked.by))
-    if comparison is None:
-        return _without_rival(condition, asked.than)
+    if comparison is None or comparison.model == comparison.against:
+        return _without_rival(condition, asked.than, comparison)
     gain = _gain(asked.measure, comparison)
     if gain is None:
         return _unmeasured(condition, asked.measure, comparison)
@@ -67,8 +108,8 @@ def _better(asked: Better, comparison: Comparison | None) -> ConditionResult:
 def _no_worse(asked: NoWorse, comparison: Comparison | None) -> ConditionResult:
     measure = "no measure" if asked.measure == "*" else f"{asked.measure} not"
     condition = f"{measure} worse than {asked.than}" + (f" by more than {asked.by:g}" * bool(asked.by))
-    if comparison is None:
-        return _without_rival(condition, asked.than)
+    if comparison is None or comparison.model == comparison.against:
+        return _without_rival(condition, asked.than, comparison)
     asked_for = [asked.measure] if asked.measure != "*" else list(_with_a_better_side(comparison))
     gains = {measure: _gain(measure, comparison) for measure in asked_for}
     if not gains or None in gains.values():
@@ -107,8 +148,12 @@ def _told(gain: Estimate) -> str:
     return f"{gain.value:+.3g} [{gain.low:+.3g}, {gain.high:+.3g}] with {gain.n} rows"
 
 
-def _without_rival(condition: str, alias: str) -> ConditionResult:
-    return ConditionResult(condition=condition, passed=True, found=f"there is no '{alias}' yet")
+def _without_rival(condition: str, than: str, itself: Comparison | None) -> ConditionResult:
+    """An alias that does not exist yet, or points to the very checkpoint, stands in nobody's way."""
+    if than in _OWN:
+        return ConditionResult(condition=condition, passed=False, found=f"it was not compared with its {than}")
+    found = f"it is the {than} itself" if itself else f"there is no '{than}' yet"
+    return ConditionResult(condition=condition, passed=True, found=found)
 
 
 def _unmeasured(condition: str, measure: str, comparison: Comparison) -> ConditionResult:

@@ -24,7 +24,7 @@ from tasks.base_model_check import BaseModelFacts, check_base_model
 from tasks.dataset_check import DatasetCheck, Table, check_leakage, noting, read_tables, training_sections
 from tasks.execution import plan_execution
 from tasks.forecast import stage_inputs
-from tasks.gate import check_condition
+from tasks.gate import check_condition, find_rivals
 from tasks.pruned import is_pruned
 from tasks.reward_functions import check_function
 from tasks.scorer_check import find_scorer
@@ -142,6 +142,7 @@ def _check_libraries(recipe: Recipe, settings: Settings, problems: list[str]) ->
     rewards = recipe.grpo.rewards if recipe.grpo else ()
     needed = {recipe.evaluation.verifier.kind, *(reward.kind for reward in rewards)}
     needed |= {"math_verify" for reward in rewards if reward.trl in SOLVED_BY_TRL}
+    needed |= {one.verifier.kind for one in recipe.evaluation.sets if one.verifier}
     if "math_verify" in needed and not importlib.util.find_spec("math_verify"):
         problems.append("math_verify is not installed; run `pip install math-verify`, or use `exact_answer`")
 
@@ -152,12 +153,19 @@ def _check_measuring(recipe: Recipe, settings: Settings, problems: list[str]) ->
     for extra, (package, section) in asked.items():
         if section and not importlib.util.find_spec(package):
             problems.append(f"evaluation.{extra}: not installed; run `pip install 'alignment-pipeline[{extra}]'`")
+    harness = recipe.evaluation.harness
+    if harness and harness.include_path and not Path(harness.include_path).is_dir():
+        problems.append(
+            f"evaluation.harness.include_path: {harness.include_path} is no folder; name one with task files"
+        )
     if recipe.evaluation.judge and not settings.judge_url:
         problems.append("evaluation.judge: no server; set ALIGN_JUDGE_URL, such as http://localhost:8000/v1")
     if recipe.gate:
         for condition in recipe.gate.conditions:
             with noting(problems):
-                check_condition(condition)
+                check_condition(condition, recipe)
+        with noting(problems):
+            find_rivals(recipe, ArtifactStore(settings.home))
 
 
 def _check_lengths(recipe: Recipe, model: BaseModelFacts, problems: list[str]) -> None:

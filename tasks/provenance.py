@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 from prefect.runtime import flow_run, task_run
 
 from models.contract import Contract
+from models.measurement import Harness
 from models.recipe import GRPO
 from models.sources import BaseModelSource, DatasetSource
 from tasks.code_version import code_version
@@ -51,8 +52,17 @@ def without_folders(shown: Shown) -> Shown:
         return shown.model_copy(update={"name": Path(shown.name).name})
     if isinstance(shown, GRPO):
         shown = shown.model_copy(update={"rewards": tuple(reward.without_folders() for reward in shown.rewards)})
+    if isinstance(shown, Harness) and shown.include_path:
+        return shown.model_copy(update={"include_path": Path(shown.include_path).name})
     parts = {name: getattr(shown, name) for name in type(shown).model_fields}
-    changes = {name: without_folders(part) for name, part in parts.items() if isinstance(part, Contract)}
+    changes: dict[str, Any] = {
+        name: without_folders(part) for name, part in parts.items() if isinstance(part, Contract)
+    }
+    changes |= {
+        name: tuple(without_folders(each) for each in part)
+        for name, part in parts.items()
+        if isinstance(part, tuple) and part and all(isinstance(each, Contract) for each in part)
+    }
     return shown.model_copy(update=changes)
 
 

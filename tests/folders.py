@@ -12,7 +12,7 @@ FILES = {"model.safetensors": b"weights " * 100, "adapter/adapter_model.safetens
 
 
 def identity_of(stage: str, number: int = 0) -> dict[str, Any]:
-    return {"stage": stage, "seed": number}
+    return {"stage": stage, "seed": number, "precision": "fp32"}
 
 
 def name_of(stage: str, number: int = 0) -> str:

@@ -225,7 +225,9 @@ def _without_sequences(shown: str) -> str:
 
 
 _IN_ITS_TERMINAL = (
-    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+    "import fcntl, os, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "signal.signal(signal.SIGINT, signal.SIG_DFL); "  # a shell that tests in the background has it ignored
+    "os.execv(sys.argv[1], sys.argv[1:])"
 )
 
 

@@ -16,8 +16,9 @@ from tasks.comparing import BETTER, compare, win_rate
 from tasks.core.statistics import exponential, mean_of_ratios, paired_means, paired_shares
 
 
-def sample(correct: bool, row: int = 0, **measured: Any) -> Sample:
-    return Sample(prompt=f"{row}?", reply="r", answer=("a",), correct=correct, kind=("x", "y")[row % 2], **measured)
+def sample(correct: bool, row: int = 0, reply: str = "r", **measured: Any) -> Sample:
+    kind = ("x", "y")[row % 2]
+    return Sample(prompt=f"{row}?", reply=reply, answer=("a",), correct=correct, kind=kind, **measured)
 
 
 def result(
@@ -105,8 +106,7 @@ def test_every_measure_of_both_is_compared() -> None:
     before = result([measured(False, row) for row in range(12)], "base", pairs)
     after = result([measured(True, row) for row in range(12)], "sft", pairs)
     found = {one.measure: one for one in compare(after, before, "parent").differences}
-    # The divergence and the implicit reward are each model's from its own parent: there is nothing to compare.
-    assert {name.partition("/")[0] for name in found} == set(BETTER) - {"kl", "implicit_accuracy"}
+    assert {name.partition("/")[0] for name in found} == set(BETTER)
     assert {"exact_match/x", "exact_match/y"} <= set(found)
     verdicts = {name: one.verdict for name, one in found.items()}
     moved = ("exact_match", "sampled_reward", "loss", "unstopped")
@@ -131,7 +131,24 @@ def test_further_sets_are_compared_by_name() -> None:
     ("ours", "theirs", "rate"), [((2, 2), (1, 1), 1.0), ((1, 1), (1, 2), 0.25), ((0, 3), (3, 0), 0.5)]
 )
 def test_a_tie_is_half_a_win(ours: tuple[float, ...], theirs: tuple[float, ...], rate: float) -> None:
-    scored = [[sample(True, row, reward_score=score) for row, score in enumerate(of)] for of in (ours, theirs)]
+    scored = [
+        [sample(True, row, reward_score=score, reply=reply) for row, score in enumerate(of)]
+        for of, reply in ((ours, "ours"), (theirs, "theirs"))
+    ]
     found = win_rate(*scored)
     assert found
     assert found.value == rate
+
+
+def test_equal_replies_are_a_tie_whatever_rounding_does() -> None:
+    found = win_rate([sample(True, reward_score=1.0000001)], [sample(True, reward_score=1.0)])
+    assert found
+    assert found.value == 0.5
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 10, 25])
+def test_chance_alone_is_seldom_called_a_difference(n: int) -> None:
+    draw = random.Random(n)
+    trials = [paired_means("reward_score", [0.0] * n, [draw.gauss(0, 1) for _ in range(n)], 1) for _ in range(200)]
+    assert sum(found.verdict != "unclear" for found in trials) / len(trials) < 0.1
+    assert n > 1 or all(found.verdict == "unclear" for found in trials)

@@ -226,13 +226,14 @@ def test_every_kind_of_reward_and_each_of_its_options_is_varied() -> None:
 
 
 ELSEWHERE = ("prompts", "preferences", "sets", "judge")
-"""Parts of an evaluation that are told by what they hold, or that decide nothing of its figures."""
+"""Parts of an evaluation that are told by what they hold, as the harness's task files are, or that decide nothing of its
+figures."""
 VERIFIERS = [Verifier.model_validate({"kind": kind, **REWARDS[kind]}) for kind in get_args(VerifierKind)]
 EVALUATION_CHANGES = [
     pytest.param(asked, changed, id=f"{asked.verifier.kind}.{path}")
     for asked in [EVALUATION.model_copy(update={"verifier": verifier}) for verifier in VERIFIERS]
     for path, changed in variations(asked)
-    if path.split(".")[0] not in ELSEWHERE
+    if path.split(".")[0] not in ELSEWHERE and path != "harness.include_path"
 ]
 
 
@@ -240,6 +241,11 @@ EVALUATION_CHANGES = [
 def test_every_field_of_an_evaluation_is_in_its_fingerprint(asked: Evaluation, changed: Evaluation) -> None:
     before = EVALUATED.model_copy(update={"spec": asked})
     assert before.model_copy(update={"spec": changed}).fingerprint != before.fingerprint
+
+
+def test_the_harnesss_own_task_files_are_in_the_fingerprint() -> None:
+    asked = EVALUATED.model_copy(update={"spec": EVALUATION})
+    assert asked.model_copy(update={"harness_sha256": "f" * 64}).fingerprint != asked.fingerprint
 
 
 @pytest.mark.parametrize("verifier", VERIFIERS[1:], ids=lambda verifier: verifier.kind)

@@ -9,12 +9,19 @@ from models.comparison import Comparison, Difference, Verdict
 from models.errors import InputError
 from models.evaluation import Estimate
 from models.gate import Better, Gate, GateResult, NoWorse
+from models.recipe import Recipe
 from tasks.aliases import read_alias
 from tasks.finding import resolve
-from tasks.gate import check_condition, judge_gate, last_gate, save_gate
+from tasks.gate import check_condition, find_rivals, judge_gate, last_gate, save_gate
 from tasks.store import ArtifactStore
 
 MODEL = "grpo-0000000000000000"
+RECIPE = Recipe.model_validate(
+    {
+        "sft": {"dataset": {"path": "a"}},
+        "evaluation": {"prompts": {"path": "b"}, "sets": [{"name": "hard", "prompts": {"path": "c"}}]},
+    }
+)
 
 
 def difference(measure: str, value: float, half: float, verdict: Verdict = "unclear") -> Difference:
@@ -98,14 +105,45 @@ def test_the_first_of_its_kind_passes_against_an_alias() -> None:
     ("condition", "said"),
     [
         (Better(measure="exact_mach"), "did you mean 'exact_match'"),
-        (Better(measure="length"), "no measure to go by"),
-        (Better(measure="*"), "no measure to go by"),
+        (Better(measure="length"), "measures no 'length'"),
+        (Better(measure="implicit_accuracy"), "measures no 'implicit_accuracy'"),
+        (Better(measure="*"), r"measures no '\*'"),
+        (Better(measure="win_rate"), "measures no 'win_rate'"),
+        (Better(measure="judged_win_rate"), "measures no 'judged_win_rate'"),
+        (Better(measure="preference_accuracy"), "measures no 'preference_accuracy'"),
+        (Better(measure="soft: exact_match"), "measures no 'soft: exact_match'"),
         (NoWorse(measure="*", than="Champion!"), "neither parent nor base nor an alias"),
     ],
 )
 def test_conditions_that_nothing_can_meet_are_refused(condition: Better | NoWorse, said: str) -> None:
     with pytest.raises(InputError, match=said):
-        check_condition(condition)
+        check_condition(condition, RECIPE)
+
+
+@pytest.mark.parametrize("measure", ["exact_match", "exact_match/sum", "sampled_reward", "loss", "hard: unstopped"])
+def test_what_will_be_measured_is_accepted(measure: str) -> None:
+    check_condition(Better(measure=measure, than="champion"), RECIPE)
+    check_condition(NoWorse(measure="*"), RECIPE)
+
+
+def test_an_alias_of_a_reward_model_is_no_rival(store: ArtifactStore) -> None:
+    path, _ = resolve(store, "reward")
+    assert main(["promote", path.name, "--alias", "scorer"]) == 0
+    recipe = RECIPE.model_copy(update={"gate": Gate(better=(Better(than="scorer"),))})
+    with pytest.raises(InputError, match="a reward model; a policy can only beat a policy"):
+        find_rivals(recipe, store)
+    assert find_rivals(recipe.model_copy(update={"gate": Gate(better=(Better(than="nobody"),))}), store) == {}
+
+
+def test_the_champion_itself_is_no_obstacle() -> None:
+    itself = Comparison(model=MODEL, against=MODEL, role="champion", differences=(difference("exact_match", 0.0, 0.1),))
+    result = judge_gate(Gate(better=(Better(than="champion"),)), MODEL, [itself])
+    assert result.passed
+    assert "the champion itself" in result.conditions[0].found
+
+
+def test_a_parent_that_was_not_compared_closes_the_gate() -> None:
+    assert not judged({"better": [{}]}).passed
 
 
 def test_a_closed_gate_bars_promotion(store: ArtifactStore, capsys: pytest.CaptureFixture[str]) -> None:

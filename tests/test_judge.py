@@ -118,7 +118,9 @@ def test_only_so_many_rows_are_judged(bench: Bench) -> None:
     assert found.n == 2
 
 
-@pytest.mark.parametrize("answer", ["I would rather not say.", 400], ids=["evasive", "refusing"])
+@pytest.mark.parametrize(
+    "answer", ["I would rather not say.", "A better reply is B.", 400], ids=["evasive", "ambiguous", "refusing"]
+)
 def test_silence_costs_the_row_only_and_is_told(bench: Bench, answer: str | int) -> None:
     bench.say = lambda question: answer if "What is 1?" in question else longest(question)
     found, silent = bench.rate(["long", "long"], ["x", "x"])

@@ -13,14 +13,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from models.artifacts import Checkpoint, Dataset
 from models.evaluation import Estimate, EvaluationResult, HeldOutFigures, PairScores, Sample
 from models.measurement import Harness
-from models.rewards import Verifier
+from models.rewards import Verifier, has_effect
 from models.stages import EvaluationInput
 from tasks.core import statistics
+from tasks.core.columns import flat
 from tasks.core.generation import ChatModel, Reply, generate
 from tasks.core.loading import DTYPES, load_policy, load_scorer, load_tokenizer, read_snapshot
 from tasks.core.scoring import Dialog, dialog, divergences, log_likelihoods, prompt_tokens, reward_scores
 from tasks.core.trainer import Report
 from tasks.core.verifiers import verify
+from tasks.core.verifiers.expected import accepted
 
 Row = dict[str, Any]
 _REPEATED_TOKENS = 3
@@ -108,12 +110,12 @@ def _samples(bench: _Bench, rows: list[Row], verifier: Verifier) -> list[Sample]
         "reward_score": _scores(bench, rows, replies),
         "kl": _divergences(bench, rows, replies),
     }
-    likelihoods = _answers(bench, rows)
+    likelihoods = _answers(bench, rows, verifier)
     return [
         Sample(
             prompt=row["prompt"][-1]["content"],
             reply=reply.text,
-            answer=tuple(row["answer"]),
+            answer=tuple(_accepted(row, verifier)),
             correct=rewards[at] >= 1,
             kind=row["kind"],
             tokens=len(reply.tokens),
@@ -160,13 +162,20 @@ def _divergences(bench: _Bench, rows: list[Row], replies: list[Reply]) -> list[f
     return compute(dialogs, bench.batch_tokens)
 
 
-def _answers(bench: _Bench, rows: list[Row]) -> dict[int, dict[str, Any]]:
+def _accepted(row: Row, verifier: Verifier) -> list[str]:
+    """What the verifier compares replies with; nothing where it compares them with nothing."""
+    columns = flat(row)
+    is_told = has_effect("column", verifier.kind) and columns.get(verifier.column)
+    return accepted(columns, verifier.column) if is_told else list(row["answer"])
+
+
+def _answers(bench: _Bench, rows: list[Row], verifier: Verifier) -> dict[int, dict[str, Any]]:
     """Negative log-likelihood and tokens of the first accepted answer of each row that has one."""
     tokenizer = bench.judged.tokenizer
     dialogs = {
-        at: dialog(tokenizer, row["prompt"], [{"role": "assistant", "content": row["answer"][0]}])
+        at: dialog(tokenizer, row["prompt"], [{"role": "assistant", "content": options[0]}])
         for at, row in enumerate(rows)
-        if row["answer"]
+        if (options := _accepted(row, verifier))
     }
     likelihoods = bench.judged.likelihoods(list(dialogs.values()), bench.batch_tokens)
     return {

@@ -79,7 +79,9 @@ def _eval_results(dossier: Dossier) -> Iterator["EvalResult"]:
 
 
 def _rows_behind(figure: str, judgement: Judgement) -> DatasetUse | None:
-    use = "preferences" if figure.startswith("preference") else "prompts"
+    place, _, name = figure.rpartition(": ")
+    use = "preferences" if name.startswith(("preference", "implicit")) else "prompts"
+    use = f"{place}: {use}" if place else use
     return next((data for data in judgement.datasets if data.use == use), None)
 
 

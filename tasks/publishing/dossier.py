@@ -70,11 +70,15 @@ def _dataset_use(
     )
 
 
+_HELD_OUT = ("prompts", "preferences")
+"""Ends of the roles that an evaluation's datasets have."""
+
+
 def _judgements(store: ArtifactStore, name: str) -> Iterator[Judgement]:
     """Undamaged evaluations of the checkpoint, newest first."""
     for path, manifest in store.manifests("evaluation"):
         if manifest.parents.get("checkpoint") == name and not is_pruned(path) and not damage(path):
-            held_out = {role: parent for role, parent in manifest.parents.items() if role != "checkpoint"}
+            held_out = {role: name for role, name in manifest.parents.items() if role.endswith(_HELD_OUT)}
             known = store.ancestors_of(manifest)
             yield Judgement(
                 id=path.name,

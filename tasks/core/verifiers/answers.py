@@ -7,8 +7,11 @@ from tasks.core.columns import Row
 from tasks.core.verifiers.expected import accepted
 from tasks.core.verifiers.numbers import final_number
 
-_SETTLED = re.compile(r"(?:####|\\boxed\s*\{|(?i:\banswer(?:\s+is\b|\s*:)\s*:?))[\s*_(\[{\"'`$]*(?P<letter>[A-Za-z])\b")
-"""A letter behind a mark of a final answer."""
+_SETTLED = re.compile(
+    r"(?:####|\\boxed\s*\{|(?i:\banswer(?:\s+is\b|\s*:)\s*:?))[\s*_(\[{\"'`$]*"
+    r"(?P<letter>[A-HJ-Z]|[a-zI](?!\s+[A-Za-z]))(?![\w'])"
+)
+"""A letter behind a mark of a final answer; a small one, or I, that a word follows is an article or a pronoun."""
 _ALONE = re.compile(r"[\s*_(\[\"'`]*(?P<letter>[A-Za-z])(?:[*_\]\"'`]*\s*$|[*_]*[).:\]])")
 """A reply that begins with an option's letter, or is nothing but one."""
 _MARKED = re.compile(r"\((?P<letter>[A-Z])\)|\*\*(?P<bold>[A-Z])(?:[).:][^*]*)?\*\*")
