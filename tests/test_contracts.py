@@ -226,8 +226,7 @@ def test_every_kind_of_reward_and_each_of_its_options_is_varied() -> None:
 
 
 ELSEWHERE = ("prompts", "preferences", "sets", "judge")
-"""Parts of an evaluation that are told by what they hold, as the harness's task files are, or that decide nothing of its
-figures."""
+"""Parts of an evaluation that are told by what they hold, or that decide nothing of its figures."""
 VERIFIERS = [Verifier.model_validate({"kind": kind, **REWARDS[kind]}) for kind in get_args(VerifierKind)]
 EVALUATION_CHANGES = [
     pytest.param(asked, changed, id=f"{asked.verifier.kind}.{path}")
