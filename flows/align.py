@@ -5,10 +5,12 @@ base model ─> train_sft ┤                       ├─> train_grpo ─> eval
    datasets ─┘          └─> train_dpo ──────────┘ (policy)
 """
 
+from typing import Any
+
 from prefect import flow
 
 from models.artifacts import Dataset, Stage
-from models.recipe import Recipe
+from models.recipe import GRPO, Recipe
 from models.rewards import Reward, Verifier
 from models.run import RunRecord
 from models.sources import DatasetSource
@@ -19,7 +21,7 @@ from tasks.compare import compare_models
 from tasks.dataset import prepare_dataset
 from tasks.dpo import train_dpo
 from tasks.evaluate import evaluate, harness_digest, held_out_sets, judge_inputs
-from tasks.execution import plan_execution
+from tasks.execution import Execution, plan_execution
 from tasks.gate import find_rivals
 from tasks.grpo import train_grpo
 from tasks.preflight import preflight
@@ -81,13 +83,6 @@ def align(
         ranking = evaluate.submit(EvaluationInput(checkpoint=reward.result(), **heldout), side_by_side)
         accuracy = ranking.result().preference_accuracy
     if recipe.grpo:
-        named = recipe.grpo.other_reward_models
-        scorers = {each.label: prepare_scorer.submit(each, execution).result() for each in named}
-        rankings = {
-            label: evaluate.submit(EvaluationInput(checkpoint=scorer, **heldout), execution)
-            for label, scorer in scorers.items()
-            if recipe.evaluation.preferences
-        }
         grpo_input = GRPOInput(
             policy=dpo.result() if dpo else sft,
             reward_model=reward.result() if reward else None,
@@ -95,8 +90,7 @@ def align(
             dataset=rows(recipe.grpo.dataset, "prompts", recipe.grpo.rewards),
             hyperparameters=recipe.grpo,
             functions=function_digests(recipe.grpo),
-            scorers=scorers,
-            scorer_accuracies={label: each.result().preference_accuracy for label, each in rankings.items()},
+            **_other_scorers(recipe.grpo, heldout, execution),
             **common,
         )
         grpo = train_grpo.submit(grpo_input, execution)
@@ -109,3 +103,16 @@ def align(
     own, others = judged[: len(made)], dict(zip(rivals, judged[len(made) :], strict=True))
     comparisons = compare_models.submit(own, others, recipe, execution).result()
     return report(run, list(made.values()), own, comparisons, execution)
+
+
+def _other_scorers(asked: GRPO, heldout: dict[str, Any], execution: Execution) -> dict[str, Any]:
+    """The reward models from elsewhere that GRPO's rewards name, each judged on held-out pairs, if there are any."""
+    named = asked.other_reward_models
+    scorers = {each.label: prepare_scorer.submit(each, execution).result() for each in named}
+    rankings = {
+        label: evaluate.submit(EvaluationInput(checkpoint=scorer, **heldout), execution)
+        for label, scorer in scorers.items()
+        if heldout["preferences"]
+    }
+    accuracies = {label: each.result().preference_accuracy for label, each in rankings.items()}
+    return {"scorers": scorers, "scorer_accuracies": accuracies}

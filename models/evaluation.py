@@ -28,6 +28,8 @@ class Sample(Contract):
 
     prompt: str
     """Text of the last user turn."""
+    context: str = ""
+    """What was said before it, system message included, a line a turn: `user: …`."""
     reply: str
     """The reply, without special tokens."""
     answer: tuple[str, ...]

@@ -11,8 +11,9 @@ class Better(Contract):
     """The last policy must beat another model by a measure."""
 
     measure: str = Field("exact_match", min_length=1, title="Measure")
-    """Name of a figure as the report's table and `align runs --json` have it: `exact_match`, `reward_score`, `loss`,
-    `exact_match/<kind>`, `<set>: exact_match`, `win_rate`, …"""
+    """A figure that is compared row by row and has a better side: `exact_match`, `sampled_reward`, `reward_score`,
+    `preference_accuracy`, `loss`, `repetition`, `unstopped`; of one kind of row `exact_match/<kind>`, of a further set
+    `<set>: exact_match`; or `win_rate`, `judged_win_rate`."""
     than: str = Field("parent", min_length=1, title="Than")
     """`parent`: the model that the last stage started from; `base`; or an alias, such as `champion`."""
     by: Annotated[float, Field(ge=0)] = Field(0.0, title="By at least")

@@ -258,9 +258,12 @@ class Terminal:
 
     def close(self) -> int:
         """The process's exit code, once it has ended."""
-        code = self.process.wait(60)
-        os.close(self._master)
-        return code
+        try:
+            return self.process.wait(60)
+        finally:
+            self.process.kill()
+            self.process.wait()
+            os.close(self._master)
 
 
 @pytest.fixture(scope="module")
@@ -299,6 +302,7 @@ def test_a_conversation_with_two_in_a_terminal(long_winded: Path, monkeypatch: p
     terminal.read_until(r"\[stopped\]\r\n> ")
     terminal.send("/reset\n")
     terminal.read_until("begins anew.\r\n> ")
+    time.sleep(0.5)  # a signal between the prompt and the wait for a key would only be seen with the next key
     terminal.send("\x03")
     assert terminal.close() == 0
 

@@ -102,6 +102,14 @@ def test_a_verdict_that_follows_the_place_is_a_tie(bench: Bench) -> None:
     assert found.value == 0.5
 
 
+def test_it_sees_what_was_said_before(bench: Bench) -> None:
+    ours, theirs = (
+        [one.model_copy(update={"context": "system: Be brief."}) for one in replies([text])] for text in "ab"
+    )
+    judged_win_rate(Judge(model="solomon"), ours, theirs, bench.settings, bench.told.append)
+    assert all("[Said before]\nsystem: Be brief.\n\n[Message]\nWhat is 0?" in asked for asked in bench.asked)
+
+
 def test_the_same_question_is_paid_for_once(bench: Bench) -> None:
     bench.say = longest
     first = bench.rate(["long", "a"], ["x", "longer"])

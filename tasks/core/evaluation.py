@@ -114,6 +114,7 @@ def _samples(bench: _Bench, rows: list[Row], verifier: Verifier) -> list[Sample]
     return [
         Sample(
             prompt=row["prompt"][-1]["content"],
+            context="\n".join(f"{turn['role']}: {turn['content']}" for turn in row["prompt"][:-1]),
             reply=reply.text,
             answer=tuple(_accepted(row, verifier)),
             correct=rewards[at] >= 1,
