@@ -20,7 +20,7 @@ from tasks.base_model import prepare_base_model
 from tasks.compare import compare_models
 from tasks.dataset import prepare_dataset
 from tasks.dpo import train_dpo
-from tasks.evaluate import evaluate, harness_digest, held_out_sets, judge_inputs
+from tasks.evaluate import evaluate, held_out, judge_inputs
 from tasks.execution import Execution, plan_execution
 from tasks.gate import find_rivals
 from tasks.grpo import train_grpo
@@ -56,14 +56,7 @@ def align(
         return prepare_dataset.submit(source, role, recipe.system_prompt, execution, rules).result()
 
     common = execution.shared_inputs(recipe)
-    heldout = {
-        "spec": recipe.evaluation,
-        "prompts": rows(recipe.evaluation.prompts, "prompts", (recipe.evaluation.verifier,)),
-        "preferences": rows(recipe.evaluation.preferences, "preference") if recipe.evaluation.preferences else None,
-        "sets": held_out_sets(recipe.evaluation, rows),
-        "harness_sha256": harness_digest(recipe.evaluation),
-        "seed": recipe.seed,
-    }
+    heldout = held_out(recipe, rows)
 
     base = prepare_base_model.submit(recipe.base_model, execution).result()
     sft_input = SFTInput(policy=base, dataset=rows(recipe.sft.dataset, "sft"), hyperparameters=recipe.sft, **common)

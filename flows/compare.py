@@ -15,7 +15,7 @@ from settings.settings import load_settings
 from tasks.comparing import compare as compare_rows
 from tasks.contest import find_contest, write_page
 from tasks.dataset import prepare_dataset
-from tasks.evaluate import evaluate, harness_digest, held_out_sets
+from tasks.evaluate import evaluate, held_out
 from tasks.execution import plan_execution
 from tasks.rows import Role
 from tasks.stopping import stop_stages_on_signals
@@ -41,21 +41,13 @@ def compare(a: str, b: str, recipe: Recipe | None = None, page: Path | None = No
     settings = load_settings()
     store = ArtifactStore(settings.home)
     contest = find_contest(store, a, b, recipe)
-    asked = contest.recipe.evaluation
     execution = plan_execution(contest.recipe, settings)
     stop_stages_on_signals(lambda reason: False, str(flow_run.id))
 
     def rows(source: DatasetSource, role: Role, rules: tuple[Verifier, ...] = ()) -> Dataset:
         return prepare_dataset.submit(source, role, contest.recipe.system_prompt, execution, rules).result()
 
-    heldout = {
-        "spec": asked,
-        "prompts": rows(asked.prompts, "prompts", (asked.verifier,)),
-        "preferences": rows(asked.preferences, "preference") if asked.preferences else None,
-        "sets": held_out_sets(asked, rows),
-        "harness_sha256": harness_digest(asked),
-        "seed": contest.recipe.seed,
-    }
+    heldout = held_out(contest.recipe, rows)
     inputs = [
         EvaluationInput(checkpoint=one, parent=parent, reward_model=contest.reward_model, **heldout)
         for one, parent in contest.entrants

@@ -147,9 +147,8 @@ def print_summary(record: RunRecord, console: Console) -> None:
         for each in record.gate.conditions:
             mark = "✓" if each.passed else "✗"
             console.print(f"  {mark} {each.condition}: {each.found}", markup=False, highlight=False)
-    policies = [outcome.checkpoint.name for outcome in record.stages if outcome.stage != "reward"]
-    if policies:
-        console.print(f"talk to it: align chat {policies[-1]}", markup=False, highlight=False)
+    if record.policies:
+        console.print(f"talk to it: align chat {record.policies[-1].name}", markup=False, highlight=False)
     if record.report:
         console.print(f"report: {record.report}", soft_wrap=True, markup=False, highlight=False)
 

@@ -60,3 +60,8 @@ class RunRecord(Contract):
     """Whether the last policy may be promoted; none: the recipe has no gate."""
     report: Path | None = None
     """The HTML report."""
+
+    @property
+    def policies(self) -> list[Checkpoint]:
+        """The base model and what each stage made of it, the last one last; none before the run has completed."""
+        return [outcome.checkpoint for outcome in self.stages if outcome.stage != "reward"]

@@ -56,7 +56,7 @@ def find_contest(store: ArtifactStore, a: str, b: str, recipe: Recipe | None = N
 
 def _entrant(store: ArtifactStore, wanted: str, records: list[RunRecord]) -> tuple[Checkpoint, Checkpoint | None]:
     runs = [one for one in records if one.id == wanted or (len(wanted) >= 8 and one.id.endswith(wanted))]
-    policies = [one.checkpoint.name for one in runs[0].stages if one.stage != "reward"] if runs else []
+    policies = [one.name for one in runs[0].policies] if runs else []
     if runs and not policies:
         raise InputError(f"run {runs[0].id} has not completed, so it has no last policy; name a checkpoint")
     path, manifest = resolve(store, policies[-1] if policies else wanted)

@@ -14,7 +14,7 @@ from prefect.runtime import task_run
 from models.artifacts import Checkpoint, Dataset, Manifest, Stage
 from models.evaluation import EvaluationResult
 from models.fingerprint import fingerprint
-from models.measurement import Evaluation
+from models.measurement import Evaluation, EvaluationSet
 from models.recipe import Recipe
 from models.stages import EvaluationInput, HeldOutSet
 from tasks.child import run_in_child
@@ -59,25 +59,41 @@ def evaluate(stage: EvaluationInput, execution: Execution) -> EvaluationResult:
     return find_or_make("evaluation", stage.id, execution, make, read, title)
 
 
-def held_out_sets(asked: Evaluation, rows: Callable[..., Dataset]) -> tuple[HeldOutSet, ...]:
-    """The recipe's further sets; `rows` freezes a source's rows for a role, once the rules find what they read."""
-    verifiers = [one.verifier or asked.verifier for one in asked.sets]
-    return tuple(
-        HeldOutSet(
-            name=one.name,
-            verifier=verifier,
-            prompts=rows(one.prompts, "prompts", (verifier,)) if one.prompts else None,
-            preferences=rows(one.preferences, "preference") if one.preferences else None,
-        )
-        for one, verifier in zip(asked.sets, verifiers, strict=True)
+def held_out(recipe: Recipe, rows: Callable[..., Dataset]) -> dict[str, Any]:
+    """The fields of an evaluation's input that say what to measure on which rows.
+
+    Args:
+        recipe: Says it.
+        rows: Freezes a source's rows for a role, once the rules find what they read: `(source, role, rules)`.
+    """
+    asked = recipe.evaluation
+    return {
+        "spec": asked,
+        "prompts": rows(asked.prompts, "prompts", (asked.verifier,)),
+        "preferences": rows(asked.preferences, "preference") if asked.preferences else None,
+        "sets": tuple(_held_out_set(one, asked, rows) for one in asked.sets),
+        "harness_sha256": _harness_digest(asked),
+        "seed": recipe.seed,
+    }
+
+
+def _held_out_set(one: EvaluationSet, asked: Evaluation, rows: Callable[..., Dataset]) -> HeldOutSet:
+    verifier = one.verifier or asked.verifier
+    return HeldOutSet(
+        name=one.name,
+        verifier=verifier,
+        prompts=rows(one.prompts, "prompts", (verifier,)) if one.prompts else None,
+        preferences=rows(one.preferences, "preference") if one.preferences else None,
     )
 
 
-def harness_digest(asked: Evaluation) -> str:
+def _harness_digest(asked: Evaluation) -> str:
     """SHA-256 over the harness's own task files; empty where there are none."""
-    folder = Path(asked.harness.include_path) if asked.harness and asked.harness.include_path else None
-    files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder else []
-    return fingerprint({str(path.relative_to(folder)): file_digest(path) for path in files if folder}) if files else ""
+    if not (asked.harness and asked.harness.include_path):
+        return ""
+    folder = Path(asked.harness.include_path)
+    digests = {str(file.relative_to(folder)): file_digest(file) for file in sorted(folder.rglob("*")) if file.is_file()}
+    return fingerprint(digests) if digests else ""
 
 
 def judge_inputs(

@@ -55,7 +55,7 @@ def as_checkpoint(path: Path, manifest: Manifest) -> Checkpoint:
         fingerprint=manifest.fingerprint,
         stage=identity["stage"],
         precision=identity["precision"],
-        metrics=manifest.metrics if manifest.kind == "checkpoint" else {},
+        metrics=manifest.metrics,
     )
 
 

@@ -11,7 +11,7 @@ from models.rewards import Reward
 from models.scorer import ScorerInput
 from models.sources import BaseModelSource
 from tasks.base_model_check import has_template, locate, look_up
-from tasks.finding import resolve
+from tasks.finding import as_checkpoint, resolve
 from tasks.sources import HUB_ID
 from tasks.store import ArtifactStore
 
@@ -78,13 +78,7 @@ def scorer_checkpoint(path: Path, manifest: Manifest) -> Checkpoint:
         raise InputError(
             f"{PLACE}: {path.name} is a model of stage '{stage}', which gives no score; name a reward model"
         )
-    return Checkpoint(
-        path=path,
-        fingerprint=manifest.fingerprint,
-        stage="reward",
-        precision=manifest.identity["precision"],
-        metrics=manifest.metrics,
-    )
+    return as_checkpoint(path, manifest)
 
 
 def _checked_origin(source: BaseModelSource) -> dict[str, str]:

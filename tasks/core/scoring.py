@@ -29,14 +29,14 @@ def dialog(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], reply:
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message]) -> list[int]:
     """The tokens of a conversation that a reply is asked for."""
-    text = tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
-    tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return tokens
+    return conversation_tokens(tokenizer, prompt, add_generation_prompt=True)
 
 
-def conversation_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
-    """The tokens of a conversation that is complete."""
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False)
+def conversation_tokens(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], add_generation_prompt: bool = False
+) -> list[int]:
+    """The tokens of a conversation that is complete, or that the assistant's turn begins at the end of."""
+    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
     tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return tokens
 
@@ -65,13 +65,11 @@ def log_likelihoods(
 ) -> list[float]:
     """Log-likelihood of each reply given its prompt, in nats, summed over its tokens."""
 
-    def sums(some: Sequence[Dialog]) -> list[float]:
-        batch = _padded(tokenizer, some, policy.device)
-        of_tokens = _next_tokens(policy, batch).gather(-1, batch["input_ids"][:, 1:].unsqueeze(-1)).squeeze(-1)
-        found: list[float] = (of_tokens * _in_reply(some, batch)).sum(-1).tolist()
-        return found
+    def of_tokens(batch: Any) -> torch.Tensor:
+        return _next_tokens(policy, batch).gather(-1, batch["input_ids"][:, 1:].unsqueeze(-1)).squeeze(-1)
 
-    return _in_batches(dialogs, sums, batch_tokens // 2)  # logits take much more than keys and values do
+    # Logits take much more than keys and values do.
+    return _summed_over_replies(tokenizer, dialogs, of_tokens, policy.device, batch_tokens // 2)
 
 
 def divergences(
@@ -83,14 +81,28 @@ def divergences(
 ) -> list[float]:
     """KL(policy || reference) of the next token, in nats, summed over each reply's tokens."""
 
-    def sums(some: Sequence[Dialog]) -> list[float]:
-        batch = _padded(tokenizer, some, policy.device)
+    def of_tokens(batch: Any) -> torch.Tensor:
         ours, theirs = _next_tokens(policy, batch), _next_tokens(reference, batch)
-        of_tokens = (ours.exp() * (ours - theirs)).sum(-1)
-        found: list[float] = (of_tokens * _in_reply(some, batch)).sum(-1).tolist()
+        return (ours.exp() * (ours - theirs)).sum(-1)
+
+    return _summed_over_replies(tokenizer, dialogs, of_tokens, policy.device, batch_tokens // 4)
+
+
+def _summed_over_replies(
+    tokenizer: PreTrainedTokenizerBase,
+    dialogs: Sequence[Dialog],
+    of_tokens: Callable[[Any], torch.Tensor],
+    device: Any,
+    batch_tokens: int,
+) -> list[float]:
+    """The sum over each reply's tokens of a quantity that `of_tokens` gives as (batch, tokens - 1)."""
+
+    def sums(some: Sequence[Dialog]) -> list[float]:
+        batch = _padded(tokenizer, some, device)
+        found: list[float] = (of_tokens(batch) * _in_reply(some, batch)).sum(-1).tolist()
         return found
 
-    return _in_batches(dialogs, sums, batch_tokens // 4)
+    return _in_batches(dialogs, sums, batch_tokens)
 
 
 def _padded(tokenizer: PreTrainedTokenizerBase, dialogs: Sequence[Dialog], device: Any) -> Any:

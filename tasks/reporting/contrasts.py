@@ -23,7 +23,6 @@ class DifferenceRow:
     verdict: Verdict
     said: str
     """The verdict as readers see it."""
-    rows: int
     is_kind: bool
     """Whether it is one kind of row out of the measure above."""
 
@@ -60,7 +59,6 @@ def _row(one: Difference) -> DifferenceRow:
         change=f"{change.value:+.3g} [{change.low:+.3g}, {change.high:+.3g}]",
         verdict=one.verdict,
         said=_MARKS[one.verdict] if one.verdict != "unclear" else f"can't tell with {change.n} rows",
-        rows=change.n,
         is_kind="/" in one.measure,
     )
 

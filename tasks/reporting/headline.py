@@ -40,9 +40,8 @@ def headline(record: RunRecord, manifests: dict[str, Manifest]) -> list[Answer]:
 
 def last_comparison(record: RunRecord, role: str) -> Comparison | None:
     """The last policy's comparison with its `parent`, the `base` model or an alias."""
-    policies = [outcome.checkpoint.name for outcome in record.stages if outcome.stage != "reward"]
-    found = [one for one in record.comparisons if policies and (one.model, one.role) == (policies[-1], role)]
-    return found[-1] if found else None
+    last = record.policies[-1].name if record.policies else ""
+    return next((one for one in record.comparisons if (one.model, one.role) == (last, role)), None)
 
 
 def progress(comparison: Comparison) -> tuple[str, str, str]:
