@@ -15,6 +15,7 @@ from flows.chatting import chat
 from flows.keeping import aliases, import_, promote, prune
 from flows.lineage import diff, lineage
 from flows.publishing import export
+from flows.queue import queue
 from flows.reading import print_json, runs, verify
 from flows.session import configure_prefect, fail, in_prefect
 from models.errors import AlignError, InputError
@@ -203,6 +204,7 @@ _COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "check": _check,
     "resume": _resume,
     "runs": runs,
+    "queue": queue,
     "lineage": lineage,
     "diff": diff,
     "compare": _compare,

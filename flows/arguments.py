@@ -31,6 +31,7 @@ _PURPOSES = {
     "check": "Check a recipe, its data and this machine without training; say what is there already.",
     "resume": "Go on with a run that did not complete: what is finished is taken, an interrupted stage goes on.",
     "runs": "List the runs, newest first.",
+    "queue": "Show who computes on this machine, who waits for it and for how long, over all artifact roots.",
     "lineage": "Show what a folder is made of, down to base model and datasets, or what was made from it.",
     "diff": "Show what differs between two checkpoints: recipe, data, code, versions, machine and figures.",
     "compare": "Hold two models against each other on the same held-out rows, and write a page about it.",
@@ -44,6 +45,10 @@ _PURPOSES = {
     "export": "Write a checkpoint as a folder for others, with model card, bill of materials and digests.",
     "forget": "Forget which micro-batches fitted into memory: the next runs try the largest ones again.",
 }
+
+_WITH_JSON = (
+    "check", "runs", "queue", "diff", "compare", "verify", "reproduce", "aliases", "prune", "import", "export",
+)  # fmt: skip
 
 
 def parse_arguments(argv: list[str]) -> Namespace:
@@ -60,7 +65,7 @@ def parse_arguments(argv: list[str]) -> Namespace:
         name: group.add_parser(name, help=purpose, description=purpose, formatter_class=layout, allow_abbrev=False)
         for name, purpose in _PURPOSES.items()
     }
-    for name in ("check", "runs", "diff", "compare", "verify", "reproduce", "aliases", "prune", "import", "export"):
+    for name in _WITH_JSON:
         commands[name].add_argument("--json", action="store_true", help="print JSON instead of a table")
     for name in {"run", "check"} & set(argv):  # a hundred flags each: only where they are asked for
         _add_recipe(commands[name], name)

@@ -5,6 +5,7 @@ them at import.
 """
 
 import os
+import tempfile
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,6 +15,10 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.errors import InputError, describe_validation
+
+
+def _queue_of_user() -> Path:
+    return Path(tempfile.gettempdir()) / f"align-queue-{os.getuid()}"
 
 
 class Settings(BaseSettings):
@@ -28,9 +33,13 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device to train on; `auto` takes the best there is."""
     threads: int | None = Field(None, ge=1)
-    """CPU threads for all stages together; default: the cores that this process may use."""
+    """CPU threads for all stages of the machine together; default: the cores that this process may use."""
     parallel_stages: int | None = Field(None, ge=1)
-    """Stages that may run at the same time; default: 2 on a CPU with at least two cores, else one a device."""
+    """Stages that may compute at the same time, over all runs of the machine; default: 2 on a CPU with at least two
+    cores, else one a device."""
+    queue: Path = Field(default_factory=_queue_of_user)
+    """Folder of the machine's queue, where runs wait for one another; default: this user's own among the system's
+    temporary files. Where several users train, name one folder of a group of theirs, on the machine's own disk."""
     per_device_train_batch_size: int | None = Field(None, ge=1)
     """Largest micro-batch in rows; default: the whole effective batch. Halved after running out of memory."""
     checkpoint_every_steps: int = Field(25, ge=1)
@@ -77,7 +86,8 @@ def load_settings() -> Settings:
     except ValidationError as error:
         told = describe_validation(error, "").splitlines()
         raise InputError("\n".join(map(_named, told))) from None
-    return settings.model_copy(update={"home": settings.home.expanduser().absolute()})
+    places = {"home": settings.home, "queue": settings.queue}
+    return settings.model_copy(update={name: place.expanduser().absolute() for name, place in places.items()})
 
 
 def _named(problem: str) -> str:

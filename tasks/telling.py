@@ -43,7 +43,7 @@ class Teller:
     """Speaks for one stage within its Prefect task run."""
 
     def __init__(self, name: str) -> None:
-        self._name = name
+        self.name = name
         self._logger = get_run_logger()
         self._progress_id: UUID | None = None
         self._updated = 0.0
@@ -53,13 +53,13 @@ class Teller:
     def waiting(self, what: str) -> None:
         """Another process makes the same thing, or all places to compute in are taken."""
         self._say("info", f"waiting for {what}")
-        announce(Progress(stage=self._name, phase=f"waiting for {what}"))
+        announce(Progress(stage=self.name, phase=f"waiting for {what}"))
 
     def cached(self, path: Path, manifest: Manifest, changes: list[str]) -> None:
         """It was there; say so, and with which other versions it was made."""
         note = f", made with other versions: {', '.join(changes)}" if changes else ""
         self._say("warning" if changes else "info", f"cached: {path}{note}")
-        announce(Progress(stage=self._name, phase="cached", metrics=manifest.metrics))
+        announce(Progress(stage=self.name, phase="cached", metrics=manifest.metrics))
         self._show(path, manifest)
 
     def attempt(self, plan: TrainingPlan, log: Path) -> None:
@@ -69,13 +69,13 @@ class Teller:
         rows, steps = plan.per_device_train_batch_size, plan.gradient_accumulation_steps
         self._say("info", f"micro-batch {rows}, accumulation {steps}, on {plan.device}")
         self._progress_id = publish(
-            create_progress_artifact, 0.0, key=f"progress-{self._name}", description=f"Training of {self._name}"
+            create_progress_artifact, 0.0, key=f"progress-{self.name}", description=f"Training of {self.name}"
         )
-        announce(Progress(stage=self._name, phase="starting"))
+        announce(Progress(stage=self.name, phase="starting"))
 
     def report(self, said: dict[str, Any]) -> None:
         """The training process says where it stands."""
-        progress = Progress(stage=self._name, **said)
+        progress = Progress(stage=self.name, **said)
         announce(progress)
         if progress.alarm:
             self._alarm(progress.alarm)
@@ -91,7 +91,7 @@ class Teller:
         if self._log:
             with self._log.open("a", encoding="utf-8") as log:
                 log.write(text + "\n")
-        self._logger.debug("%s: %s", self._name, text)
+        self._logger.debug("%s: %s", self.name, text)
 
     @contextmanager
     def failing(self) -> Iterator[None]:
@@ -100,7 +100,7 @@ class Teller:
             yield
         except BaseException as error:
             announce(
-                Progress(stage=self._name, phase=f"failed: {str(error).splitlines()[0] if str(error) else error!r}")
+                Progress(stage=self.name, phase=f"failed: {str(error).splitlines()[0] if str(error) else error!r}")
             )
             raise
 
@@ -109,7 +109,7 @@ class Teller:
         self._say("info", f"published {path}")
         if replaced and _weights(replaced) != _weights(manifest):
             self._say("warning", "weights differ from the replaced ones; force what was made from those, too")
-        announce(Progress(stage=self._name, phase="completed", metrics=manifest.metrics))
+        announce(Progress(stage=self.name, phase="completed", metrics=manifest.metrics))
         if self._progress_id:
             publish(update_progress_artifact, self._progress_id, progress=100.0)
         self._show(path, manifest)
@@ -121,21 +121,21 @@ class Teller:
         self._show_alarms(self._alarms)
 
     def _show_alarms(self, alarms: Sequence[Alarm]) -> None:
-        publish(create_markdown_artifact, alarms_markdown(self._name, alarms), key=f"alarms-{self._name}")
+        publish(create_markdown_artifact, alarms_markdown(self.name, alarms), key=f"alarms-{self.name}")
 
     def _show(self, path: Path, manifest: Manifest) -> None:
         """A model's card, figures and folder in the Prefect UI."""
         if manifest.kind not in ("base", "checkpoint"):
             return
         rows = [{"metric": name, "value": f"{value:.6g}"} for name, value in manifest.metrics.items()]
-        publish(create_link_artifact, path.as_uri(), link_text=path.name, key=f"folder-{self._name}")
-        publish(create_markdown_artifact, _card(self._name, path, manifest), key=f"checkpoint-{self._name}")
-        publish(create_table_artifact, rows, key=f"metrics-{self._name}", description=f"Figures of {self._name}")
+        publish(create_link_artifact, path.as_uri(), link_text=path.name, key=f"folder-{self.name}")
+        publish(create_markdown_artifact, _card(self.name, path, manifest), key=f"checkpoint-{self.name}")
+        publish(create_table_artifact, rows, key=f"metrics-{self.name}", description=f"Figures of {self.name}")
         if alarms := read_alarms(path):
             self._show_alarms(alarms)
 
     def _say(self, level: str, message: str) -> None:
-        self._logger.log(logging.getLevelNamesMapping()[level.upper()], "%s: %s", self._name, message)
+        self._logger.log(logging.getLevelNamesMapping()[level.upper()], "%s: %s", self.name, message)
 
 
 def publish(create: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,8 +31,13 @@ def pytest_configure() -> None:
     """Shut out this machine's own settings, before any test module reads them."""
     for name in [name for name in os.environ if name.startswith("ALIGN_")]:
         del os.environ[name]
-    os.environ.update(_OFFLINE)
+    os.environ.update(_OFFLINE, ALIGN_QUEUE=tempfile.mkdtemp(prefix="align-queue-"))  # nobody else's work is waited for
     Settings.model_config["env_file"] = None
+
+
+def pytest_unconfigure() -> None:
+    """Leave no queue behind."""
+    shutil.rmtree(os.environ["ALIGN_QUEUE"], ignore_errors=True)
 
 
 def pytest_collection_finish() -> None:
