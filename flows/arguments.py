@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 from models.aliases import CHAMPION
-from models.artifacts import Stage
+from models.artifacts import TrainingStage
 from models.publishing import Dtype, Weights
 from settings.recipes import FlagParser, RecipeFlags, shipped_recipes
 
@@ -91,7 +91,7 @@ def _add_recipe(command: ArgumentParser, name: str) -> None:
 
 
 def _add_force(command: ArgumentParser) -> None:
-    choices = get_args(Stage)[1:]
+    choices = get_args(TrainingStage)
     command.add_argument(
         "--force", metavar="STAGE", action="append", default=[], choices=choices,
         help=f"train a stage again although it is there ({', '.join(choices)}); can be repeated",

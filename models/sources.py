@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from models.contract import Contract
+from models.contract import ADVANCED, Contract
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -20,12 +20,12 @@ class BaseModelSource(Contract):
     """Commit, tag or branch on the hub; a branch is pinned to the commit that it points to."""
     chat_template: str | None = Field(None, title="Chat template")
     """`chatml`, or the path of a Jinja file; replaces the model's own. Needed where the model brings none."""
-    pad_token: str | None = Field(None, title="Padding token")
+    pad_token: str | None = Field(None, title="Padding token", json_schema_extra=ADVANCED)
     """A token of the vocabulary, used where the model names none or pads with its end-of-sequence token."""
-    eos_token: str | None = Field(None, title="End-of-sequence token")
+    eos_token: str | None = Field(None, title="End-of-sequence token", json_schema_extra=ADVANCED)
     """A token of the vocabulary that ends an assistant's turn; default: the model's own."""
 
-    license: str | None = Field(None, title="Licence")
+    license: str | None = Field(None, title="Licence", json_schema_extra=ADVANCED)
     """SPDX identifier, such as `apache-2.0`, for model cards; default: what hub, folder or package say of it."""
 
     @model_validator(mode="after")
@@ -40,13 +40,13 @@ class DatasetSource(Contract):
 
     path: str = Field(min_length=1, title="Path or hub id")
     """A JSONL, JSON, CSV or Parquet file (gzip too), a folder of them, or a hub id; paths start at the recipe."""
-    name: str | None = Field(None, title="Configuration")
+    name: str | None = Field(None, title="Configuration", json_schema_extra=ADVANCED)
     """Configuration of a hub dataset."""
     split: str = Field("train", min_length=1, title="Split")
     """Split of a hub dataset."""
-    revision: str | None = Field(None, title="Revision")
+    revision: str | None = Field(None, title="Revision", json_schema_extra=ADVANCED)
     """Commit, tag or branch of a hub dataset."""
     max_rows: Positive | None = Field(None, title="Most rows")
-    """Use the first so many rows only."""
-    license: str | None = Field(None, title="Licence")
+    """Use the first so many rows only; default: all."""
+    license: str | None = Field(None, title="Licence", json_schema_extra=ADVANCED)
     """SPDX identifier, such as `cc-by-4.0`, for model cards; default: what the hub says of a hub dataset."""

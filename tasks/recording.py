@@ -9,6 +9,7 @@ from typing import Any
 from prefect import Flow
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext
+from pydantic import ValidationError
 
 from models.artifacts import Stage
 from models.errors import InputError
@@ -76,12 +77,16 @@ def close_failed(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> 
     home = load_settings().home
     endings: dict[str, RunState] = {"FAILED": "failed", "CRASHED": "crashed", "CANCELLED": "cancelled"}
     name = flow_run.parameters.get("resume")
-    recipe = Recipe.model_validate(flow_run.parameters["recipe"])
+    try:
+        recipe = Recipe.model_validate(flow_run.parameters.get("recipe"))
+    except ValidationError:  # with which no record was opened
+        return
     if not name:
         known = _run_of_flow_run(str(flow_run.id), recipe, home)
         name = known.id if known else None
     if name and not is_at_work_elsewhere(name, home):
-        _close(name, home, endings.get(state.type.value, "failed"), state.message or "")
+        with suppress(InputError):  # there is no such record: that is why it failed
+            _close(name, home, endings.get(state.type.value, "failed"), state.message or "")
 
 
 def _close(name: str, home: Path, state: RunState, reason: str) -> bool:

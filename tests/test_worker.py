@@ -51,13 +51,13 @@ class Workplace:
             start_new_session=True,
         )
 
-    def submit(self, scene: Scene) -> UUID:
-        """Run the deployment as the UI's form does."""
+    def submit(self, scene: Scene, **more: str) -> UUID:
+        """Run the deployment as the UI's form does, with further parameters."""
         deployment = self.client.read_deployment_by_name("align/on-demand")
         environment = SETTINGS | {"ALIGN_HOME": str(scene.home)}
         run = self.client.create_flow_run_from_deployment(
             deployment.id,
-            parameters={"recipe": scene.recipe.model_dump(mode="json"), "recipe_name": "tiny"},
+            parameters={"recipe": scene.recipe.model_dump(mode="json"), "recipe_name": "tiny", **more},
             job_variables={"env": environment},
         )
         return run.id
@@ -175,6 +175,14 @@ def test_a_killed_worker_takes_its_run_along(workplace: Workplace, scene: Scene,
     workplace.start_worker()
     assert retried(workplace, run, scene) == 0
     record_property("fault", ("worker killed", "dpo, after step 2", "same weights", 0))
+
+
+def test_a_run_with_an_unknown_parameter_says_so(workplace: Workplace, scene: Scene) -> None:
+    run = workplace.submit(scene, recipe_nme="x")
+    workplace.wait_for(run, "Failed")
+    state = workplace.client.read_flow_run(run).state
+    assert state
+    assert state.message == "Wrong parameters: unknown key 'recipe_nme'; did you mean 'recipe_name'?"
 
 
 def _settled(workplace: Workplace, run: UUID) -> bool:
