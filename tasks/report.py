@@ -2,12 +2,12 @@
 
 import json
 from base64 import b64encode
+from collections.abc import Mapping
 from pathlib import Path
 
 from prefect import task
 from prefect.artifacts import (
     create_image_artifact,
-    create_link_artifact,
     create_markdown_artifact,
     create_table_artifact,
 )
@@ -30,7 +30,7 @@ from tasks.reporting.page import LINEAGE_PAGE, render_report
 from tasks.reporting.verdict import verdict
 from tasks.run_record import release_run, save_run
 from tasks.store import MANIFEST, ArtifactStore, read_manifest, utc_now
-from tasks.telling import publish
+from tasks.telling import publish, publish_link
 
 
 @task(name="report", cache_policy=NO_CACHE)
@@ -75,7 +75,7 @@ def report(
     save_gate(gate, path.parent)
     save_run(finished, home)
     release_run(run.id)
-    _show(finished, path)
+    _show(finished, path, manifests)
     _show_lineage(lineage, path.with_name(LINEAGE_PAGE))
     announce(Progress(stage=f"report-{run.id}", phase="completed"))
     return finished
@@ -105,19 +105,28 @@ def _dataset_manifests(run: RunRecord, home: Path) -> dict[str, Manifest]:
     return {name: read_manifest(path) for name, path in folders.items() if (path / MANIFEST).exists()}
 
 
-def _show(run: RunRecord, path: Path) -> None:
+def metrics_table(run: RunRecord, manifests: Mapping[str, Manifest]) -> list[dict[str, str]]:
+    """A row a model: what it shows on held-out rows, then what its training logged; the same columns in every row."""
+    held_out = {result.checkpoint.name: result.estimates() for result in run.evaluations}
+    rows = []
+    for outcome in run.stages:
+        name = outcome.checkpoint.name
+        row = {"model": name, "made": "before" if outcome.cached else "in this run"}
+        row |= {figure: str(estimate) for figure, estimate in held_out.get(name, {}).items()}
+        rows.append(row | {figure: f"{value:.6g}" for figure, value in manifests[name].metrics.items()})
+    figures = [figure for estimates in held_out.values() for figure in estimates]
+    columns = dict.fromkeys(["model", "made", *figures, *(column for row in rows for column in row)])
+    return [{column: row.get(column, "") for column in columns} for row in rows]
+
+
+def _show(run: RunRecord, path: Path, manifests: Mapping[str, Manifest]) -> None:
     """The verdict, the table of figures and the link to the report in the Prefect UI."""
     publish(
         create_markdown_artifact, f"# {run.id}\n\n{verdict(run)}\n", key="verdict", description=f"What {run.id} taught"
     )
-    rows = [
-        {"model": result.checkpoint.name} | {name: str(figure) for name, figure in result.estimates().items()}
-        for result in run.evaluations
-    ]
-    publish(create_table_artifact, rows, key="held-out-figures", description=f"Figures of {run.id} with 95 % intervals")
-    publish(
-        create_link_artifact, path.as_uri(), link_text="report.html", key="report", description=f"Report of {run.id}"
-    )
+    description = f"Figures of {run.id}: on held-out rows, with 95 % intervals, then of the training"
+    publish(create_table_artifact, metrics_table(run, manifests), key="metrics", description=description)
+    publish_link(path, "report", f"Report of {run.id}")
 
 
 def _show_lineage(lineage: LineageGraph, page: Path) -> None:
@@ -129,6 +138,4 @@ def _show_lineage(lineage: LineageGraph, page: Path) -> None:
         key="lineage",
         description=f"What {lineage.root} is made of",
     )
-    publish(
-        create_link_artifact, page.as_uri(), link_text=page.name, key="lineage-page", description="The graph with cards"
-    )
+    publish_link(page, "lineage-page", "The graph with cards")
