@@ -8,7 +8,8 @@ from models.recipe import Recipe
 from models.retraining import Outcome, Promotion, Retraining
 from models.run import RunRecord
 from settings.settings import load_settings
-from tasks.approving import hold, promote_and_tell, what_to_do
+from tasks.approving import hold, promote_and_tell
+from tasks.decisions import what_to_do
 from tasks.ending import ended
 from tasks.events import tell
 from tasks.preflight import preflight

@@ -22,7 +22,7 @@ from models.errors import InputError
 from models.retraining import Decision
 from models.run import RunRecord
 from tasks.aliases import changing, read_alias
-from tasks.decisions import in_days, read_decision, stands, write_decision
+from tasks.decisions import APPROVE, in_days, read_decision, stands, what_to_do, write_decision
 from tasks.events import tell
 from tasks.promoting import promote
 from tasks.reporting.verdict import verdict
@@ -30,8 +30,6 @@ from tasks.run_record import all_runs
 from tasks.store import ArtifactStore, utc_now
 from tasks.telling import publish
 
-APPROVE = "promote/approve"
-"""The deployment that asks."""
 _SECONDS_OF_A_DAY = 86_400
 
 
@@ -79,17 +77,9 @@ def hold(store: ArtifactStore, record: RunRecord, alias: str, days: float) -> De
         asking = _start_asking(checkpoint, alias, days)
         decision = _new_question(store, checkpoint, alias, days).model_copy(update={"asking": asking})
         write_decision(store.home, decision)
-    tell("align.checkpoint.held", checkpoint, what_to_do(decision), **decision.model_dump(mode="json"))
+    message = f"{checkpoint}: {what_to_do(decision)}"
+    tell("align.checkpoint.held", checkpoint, message, **decision.model_dump(mode="json"))
     return decision
-
-
-def what_to_do(decision: Decision) -> str:
-    """How to answer an open question, in a sentence."""
-    if decision.asking:
-        how = f"resume flow run {decision.asking} ({APPROVE}) to approve or reject it"
-    else:
-        how = f'`align promote {decision.checkpoint} --alias {decision.alias} --reason "..."` approves it'
-    return f"{decision.checkpoint} waits for approval as {decision.alias} until {decision.until}: {how}"
 
 
 def _start_asking(checkpoint: str, alias: str, days: float) -> str:

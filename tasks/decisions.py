@@ -10,6 +10,9 @@ from models.errors import DamagedArtifact, describe_validation
 from models.retraining import Decision
 from tasks.files import replace_file
 
+APPROVE = "promote/approve"
+"""The deployment that asks."""
+
 
 def read_decision(home: Path, alias: str, checkpoint: str) -> Decision | None:
     """The newest decision about an alias and a checkpoint, made or awaited; none: nobody was asked.
@@ -53,6 +56,15 @@ def is_open(decision: Decision) -> bool:
 def stands(decision: Decision | None, points_to: Alias | None) -> bool:
     """Whether a question is open and still about what the alias points to now."""
     return bool(decision and is_open(decision) and decision.rival == (points_to and points_to.checkpoint))
+
+
+def what_to_do(decision: Decision) -> str:
+    """How to answer an open question, in a sentence."""
+    if decision.asking:
+        how = f"resume flow run {decision.asking} ({APPROVE}) to approve or reject it"
+    else:
+        how = f'`align promote {decision.checkpoint} --alias {decision.alias} --reason "..."` approves it'
+    return f"it waits for approval as {decision.alias} until {decision.until}; {how}"
 
 
 def in_days(days: float) -> str:

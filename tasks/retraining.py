@@ -11,7 +11,7 @@ from models.recipe import Recipe
 from models.retraining import Outcome
 from models.run import RunRecord
 from tasks.aliases import read_alias
-from tasks.decisions import read_decision, stands
+from tasks.decisions import read_decision, stands, what_to_do
 from tasks.gate import closed_by
 from tasks.preflight import Preflight
 from tasks.pruned import is_pruned
@@ -83,7 +83,7 @@ def standing(record: RunRecord, store: ArtifactStore, name: str) -> tuple[Outcom
     if decision and decision.state == "rejected":
         return "rejected", f"rejected by {decision.by or 'somebody'} on {decision.decided}: {decision.reason}"
     if decision and stands(decision, alias):
-        return "held", f"it waits for approval until {decision.until}"
+        return "held", what_to_do(decision)
     if record.gate and not record.gate.passed:
         return "gate_closed", f"the gate is closed: {closed_by(record.gate)}"
     return None
