@@ -118,7 +118,7 @@ def test_new_data_trains_what_depends_on_it_and_a_closed_gate_promotes_nothing(
 def workplace(prefect_api: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
     """A pool of the tests' server, the deployments that ask and retrain, and a worker for them."""
     server = Server(tmp_path_factory.mktemp("prefect"))
-    server.environment["PREFECT_API_URL"] = str(PREFECT_API_URL.value())
+    server.environment |= {"PREFECT_API_URL": str(PREFECT_API_URL.value()), "PREFECT_WORKER_QUERY_SECONDS": "1"}
     with get_client(sync_client=True) as client:
         place = Workplace(server, client)
         place.prefect("work-pool", "create", "local", "--type", "process")
