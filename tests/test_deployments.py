@@ -1,8 +1,10 @@
 """prefect.yaml: every deployment can be started as it stands, from anywhere, and says what it is."""
 
-import asyncio
+import json
+import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -10,9 +12,9 @@ from zoneinfo import ZoneInfo
 import pytest
 import yaml
 from prefect import Flow
-from prefect.deployments.steps.core import run_steps
 from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
+from prefect.utilities.importtools import import_object
 from prefect.utilities.schema_tools.validation import validate
 from prefect.utilities.templating import apply_values
 
@@ -41,9 +43,11 @@ WANTED = {
 def deployments() -> dict[str, dict[str, Any]]:
     """The deployments as `prefect deploy` makes them, by flow and name."""
     document = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+    ((step, inputs),) = document["build"][0].items()
+    name = inputs.pop("id")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        made = asyncio.run(run_steps(document["build"], print_function=lambda *_, **__: None))
+        made = {name: import_object(step)(**inputs)}
     filled = [apply_values(one, made) for one in document["deployments"]]
     return {f"{one['entrypoint'].rpartition(':')[2]}/{one['name']}": one for one in filled}
 
@@ -105,6 +109,25 @@ def test_the_quickstart_reaches_a_deployment_whole(
     recipe = Recipe.model_validate(parameters["recipe"])
     assert recipe.model_dump(mode="json") == deployed("quickstart")["recipe"]
     assert recipe.grpo == load_recipe("quickstart").grpo.model_copy(update={"dataset": recipe.grpo.dataset})  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("pool", ["docker", "kubernetes"])
+def test_base_job_templates_fit_the_image(pool: str) -> None:
+    template = json.loads((ROOT / "deploy" / f"{pool}-base-job-template.json").read_text())
+    properties = template["variables"]["properties"]
+    used = set(re.findall(r"{{ (\w+) }}", json.dumps(template["job_configuration"])))
+    assert used == set(properties)
+    assert all(one["title"] and one["description"] for one in properties.values())
+    assert {"name", "command", "env", "labels"} <= used
+    assert properties["image"]["default"] == f"alignment-pipeline:{version('alignment-pipeline')}"
+
+
+def test_the_image_holds_all_packages_and_is_nobodys_root() -> None:
+    lines = (ROOT / "deploy" / "Dockerfile").read_text().splitlines()
+    copied = {word.rstrip("/") for line in lines if line.startswith("COPY ") for word in line.split()[1:]}
+    assert {"flows", "tasks", "models", "settings", "requirements.lock", "requirements-model.lock"} <= copied
+    assert "RUN make install" in lines
+    assert "USER 10001" in lines
 
 
 @pytest.mark.slow
