@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from models.comparison import Comparison
     from models.recipe import Recipe
     from models.reproduction import Reproduction
+    from models.retraining import Retraining
     from models.run import RunRecord
     from tasks.forecast import StageForecast
     from tasks.memory_forecast import MemoryForecast
@@ -83,6 +84,22 @@ def _align(recipe: "Recipe", name: str, **options: Any) -> int:
         return record
 
     print_summary(in_prefect(run), make_console())
+    return 0
+
+
+def _retrain(arguments: Namespace) -> int:
+    """Train and judge what has changed, and say what became of it."""
+    recipe = _recipe(arguments)
+    _preflight(recipe)
+
+    def run() -> "Retraining":
+        from flows.retrain import retrain
+
+        name = Path(arguments.recipe).stem or "recipe"
+        ended: Retraining = retrain(recipe, name, arguments.promotion, arguments.alias)
+        return ended
+
+    print(in_prefect(run).message)
     return 0
 
 
@@ -201,6 +218,7 @@ def _forget(arguments: Namespace) -> int:
 
 _COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "run": _run,
+    "retrain": _retrain,
     "check": _check,
     "resume": _resume,
     "runs": runs,

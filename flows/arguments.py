@@ -8,6 +8,7 @@ from typing import get_args
 from models.aliases import CHAMPION
 from models.artifacts import TrainingStage
 from models.publishing import Dtype, Weights
+from models.retraining import Promotion
 from settings.recipes import FlagParser, RecipeFlags, shipped_recipes
 
 _DESCRIPTION = """\
@@ -29,6 +30,7 @@ other ALIGN_… variables say how, not what, to train."""
 _PURPOSES = {
     "run": "Train what a recipe asks for.",
     "check": "Check a recipe, its data and this machine without training; say what is there already.",
+    "retrain": "Train and judge what has changed since a recipe's last run, and promote it if its gate is open.",
     "resume": "Go on with a run that did not complete: what is finished is taken, an interrupted stage goes on.",
     "runs": "List the runs, newest first.",
     "queue": "Show who computes on this machine, who waits for it and for how long, over all artifact roots.",
@@ -67,7 +69,7 @@ def parse_arguments(argv: list[str]) -> Namespace:
     }
     for name in _WITH_JSON:
         commands[name].add_argument("--json", action="store_true", help="print JSON instead of a table")
-    for name in {"run", "check"} & set(argv):  # a hundred flags each: only where they are asked for
+    for name in {"run", "check", "retrain"} & set(argv):  # a hundred flags each: only where they are asked for
         _add_recipe(commands[name], name)
     if "run" in argv:
         _add_force(commands["run"])
@@ -96,6 +98,14 @@ def _add_force(command: ArgumentParser) -> None:
         "--force", metavar="STAGE", action="append", default=[], choices=choices,
         help=f"train a stage again although it is there ({', '.join(choices)}); can be repeated",
     )  # fmt: skip
+
+
+def _add_retrain(command: ArgumentParser) -> None:
+    command.add_argument(
+        "--promotion", choices=get_args(Promotion), default="never",
+        help="what becomes of a policy whose gate is open: promote it, ask a person, or nothing (default: never)",
+    )  # fmt: skip
+    command.add_argument("--alias", metavar="NAME", default=CHAMPION, help=f"what to replace (default: {CHAMPION})")
 
 
 def _add_resume(command: ArgumentParser) -> None:
@@ -234,6 +244,7 @@ def _temperature(text: str) -> float:
 
 
 _ARGUMENTS: dict[str, Callable[[ArgumentParser], None]] = {
+    "retrain": _add_retrain,
     "resume": _add_resume,
     "lineage": _add_lineage,
     "diff": _add_diff,
