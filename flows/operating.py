@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
     from models.operations import Check
+    from settings.settings import Settings
     from tasks.operations import Operations
     from tasks.services import Service
 
@@ -77,8 +78,6 @@ def _checks() -> "Iterator[Check]":
     from models.operations import Check
     from settings.settings import Settings, load_settings
     from tasks.doctor import check_machine
-    from tasks.doctor_server import check_reachable, check_server
-    from tasks.operations import plan_operations
 
     try:
         settings = load_settings()
@@ -86,7 +85,17 @@ def _checks() -> "Iterator[Check]":
         yield Check(name="settings", verdict="problem", seen=str(error).replace("\n", "; "), remedy="correct them")
         settings = Settings.model_construct(home=Path("artifacts").absolute())
     yield from check_machine(settings)
-    operations = plan_operations(settings, Path.cwd())
+    try:
+        operations = _operations(settings)
+    except InputError as error:
+        yield Check(name="API", verdict="problem", seen=str(error).replace("\n", "; "), remedy="correct that setting")
+    else:
+        yield from _server_checks(operations)
+
+
+def _server_checks(operations: "Operations") -> "Iterator[Check]":
+    from tasks.doctor_server import check_reachable, check_server
+
     reachable = check_reachable(operations)
     yield reachable
     if reachable.verdict == "ok":
@@ -94,11 +103,20 @@ def _checks() -> "Iterator[Check]":
             yield from check_server(client, operations)
 
 
-def _operations() -> "Operations":
-    from settings.settings import load_settings
-    from tasks.operations import plan_operations
+def _operations(settings: "Settings | None" = None) -> "Operations":
+    """The plan for this folder; Prefect reads its settings when it is first imported."""
+    from pydantic import ValidationError
 
-    return plan_operations(load_settings(), Path.cwd())
+    from models.errors import InputError, describe_validation
+    from settings.settings import load_settings
+
+    settings = settings or load_settings()
+    try:
+        from tasks.operations import plan_operations
+
+        return plan_operations(settings, Path.cwd())
+    except ValidationError as error:
+        raise InputError(describe_validation(error, f"Prefect's settings (PREFECT_…): {error.title}")) from None
 
 
 def _prepare(client: "SyncPrefectClient", operations: "Operations") -> None:

@@ -71,7 +71,7 @@ NOTICES = (
 """Everything that people are told of, a kind each."""
 
 
-def zombie_automation() -> AutomationCore:
+def zombie_automation(silence_seconds: int = SECONDS_OF_SILENCE) -> AutomationCore:
     """What marks a flow run Crashed whose process is gone without a word, as after a loss of power."""
     trigger = EventTrigger(
         after={_HEARTBEAT},
@@ -79,9 +79,9 @@ def zombie_automation() -> AutomationCore:
         match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
         for_each={"prefect.resource.id"},
         posture=Posture.Proactive,
-        within=timedelta(seconds=SECONDS_OF_SILENCE),
+        within=timedelta(seconds=silence_seconds),
     )
-    message = f"no sign of life for {SECONDS_OF_SILENCE} s: its process, its worker or their machine is gone"
+    message = f"no sign of life for {silence_seconds} s: its process, its worker or their machine is gone"
     return AutomationCore(
         name=ZOMBIE_NAME,
         description="Marks flow runs Crashed whose heartbeat has stopped; made by `align up`.",

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import psutil
-from prefect.settings import get_current_settings
+from prefect.settings import Settings as PrefectSettings
 
 from models.errors import InputError, StageError
 from settings.settings import Settings
@@ -125,7 +125,7 @@ def plan_operations(settings: Settings, root: Path) -> Operations:
         root: Folder that the command runs in.
     """
     os.environ.setdefault("DO_NOT_TRACK", DEFAULTS["DO_NOT_TRACK"])
-    found = get_current_settings()
+    found = PrefectSettings()
     chosen = found.to_environment_variables(exclude_unset=True)
     environment = DEFAULTS | chosen | os.environ
     return Operations(root, settings, environment, found.home / "align")
