@@ -46,10 +46,14 @@ _PURPOSES = {
     "import": "Take in a finished folder that was copied from another machine or artifact root.",
     "export": "Write a checkpoint as a folder for others, with model card, bill of materials and digests.",
     "forget": "Forget which micro-batches fitted into memory: the next runs try the largest ones again.",
+    "up": "Start the Prefect server and a worker, deploy the flows, and set up crash detection and notifications.",
+    "down": "Stop the worker, whose runs save first, and the server.",
+    "doctor": "Look at server, worker, deployments, disk, device and libraries, and say what to do.",
 }
 
 _WITH_JSON = (
     "check", "runs", "queue", "diff", "compare", "verify", "reproduce", "aliases", "prune", "import", "export",
+    "doctor",
 )  # fmt: skip
 
 
