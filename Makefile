@@ -1,10 +1,10 @@
-# Everything there is to remember: install, run, test, test-fast, test-faults, check, bench.
+# Everything there is to remember: install, run, up, down, test, test-fast, test-faults, check, bench.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install run test test-fast test-faults check bench lock clean
+.PHONY: install run up down test test-fast test-faults check bench lock clean
 
 install: $(STAMP)
 
@@ -18,6 +18,13 @@ $(STAMP): requirements.lock requirements-model.lock pyproject.toml
 
 run: install
 	$(BIN)/align run quickstart
+
+# A Prefect server and a worker that stay; docs/operations.md.
+up: install
+	$(BIN)/align up
+
+down: install
+	$(BIN)/align down
 
 test: install
 	$(BIN)/pytest

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from flows.chatting import chat
 from flows.keeping import aliases, import_, promote, prune
 from flows.lineage import diff, lineage
+from flows.operating import doctor, down, up
 from flows.publishing import export
 from flows.reading import print_json, runs, verify
 from flows.session import configure_prefect, fail, in_prefect
@@ -215,6 +216,9 @@ _COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "import": import_,
     "export": export,
     "forget": _forget,
+    "up": up,
+    "down": down,
+    "doctor": doctor,
 }
 
 if __name__ == "__main__":

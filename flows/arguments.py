@@ -43,6 +43,9 @@ _PURPOSES = {
     "import": "Take in a finished folder that was copied from another machine or artifact root.",
     "export": "Write a checkpoint as a folder for others, with model card, bill of materials and digests.",
     "forget": "Forget which micro-batches fitted into memory: the next runs try the largest ones again.",
+    "up": "Start the Prefect server and a worker, deploy the flows, and set up crash detection and notifications.",
+    "down": "Stop the worker, whose runs save first, and the server.",
+    "doctor": "Look at server, worker, deployments, disk, device and libraries, and say what to do.",
 }
 
 
@@ -60,7 +63,19 @@ def parse_arguments(argv: list[str]) -> Namespace:
         name: group.add_parser(name, help=purpose, description=purpose, formatter_class=layout, allow_abbrev=False)
         for name, purpose in _PURPOSES.items()
     }
-    for name in ("check", "runs", "diff", "compare", "verify", "reproduce", "aliases", "prune", "import", "export"):
+    for name in (
+        "check",
+        "runs",
+        "diff",
+        "compare",
+        "verify",
+        "reproduce",
+        "aliases",
+        "prune",
+        "import",
+        "export",
+        "doctor",
+    ):
         commands[name].add_argument("--json", action="store_true", help="print JSON instead of a table")
     for name in {"run", "check"} & set(argv):  # a hundred flags each: only where they are asked for
         _add_recipe(commands[name], name)

@@ -5,6 +5,7 @@ them at import.
 """
 
 import os
+import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
@@ -53,16 +54,27 @@ class Settings(BaseSettings):
     """Trackers that get the training metrics, by Transformers' names, separated by commas: `tensorboard,wandb`."""
     promoted_by: str = ""
     """Who promotes checkpoints, as the history of aliases shall tell; default: it tells nobody."""
+    notify: Annotated[tuple[str, ...], NoDecode] = ()
+    """Prefect blocks that `align up` lets tell people what happens, as `type-slug/name`, separated by commas:
+    `slack-webhook/team,custom-webhook/ops`."""
 
     judge_url: str | None = None
     """Base URL of the OpenAI-compatible API where the recipe's judge answers: `http://localhost:8000/v1`."""
     judge_api_key: SecretStr | None = None
     """Key that the judge's server wants."""
 
-    @field_validator("report_to", mode="before")
+    @field_validator("report_to", "notify", mode="before")
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
         return tuple(filter(None, value.replace(" ", "").split(","))) if isinstance(value, str) else value
+
+    @field_validator("notify")
+    @classmethod
+    def _name_blocks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if not re.fullmatch(r"[a-z0-9-]+/[a-z0-9-]+", name):
+                raise ValueError(f"'{name}' is no block; name it type-slug/name, as in slack-webhook/team")
+        return value
 
 
 def load_settings() -> Settings:

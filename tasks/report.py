@@ -19,6 +19,7 @@ from models.evaluation import EvaluationResult
 from models.lineage import LineageGraph
 from models.run import RunRecord, StageOutcome
 from tasks.alarms import read_alarms
+from tasks.events import tell
 from tasks.execution import Execution
 from tasks.files import replace_file
 from tasks.gate import judge_gate, save_gate
@@ -77,6 +78,7 @@ def report(
     release_run(run.id)
     _show(finished, path)
     _show_lineage(lineage, path.with_name(LINEAGE_PAGE))
+    _tell(finished, path)
     announce(Progress(stage=f"report-{run.id}", phase="completed"))
     return finished
 
@@ -118,6 +120,15 @@ def _show(run: RunRecord, path: Path) -> None:
     publish(
         create_link_artifact, path.as_uri(), link_text="report.html", key="report", description=f"Report of {run.id}"
     )
+
+
+def _tell(run: RunRecord, path: Path) -> None:
+    """The run's end and a closed gate, as events that automations pass on."""
+    publish(tell, "align.run.completed", run.id, f"run {run.id} is complete: {verdict(run)}", report=str(path))
+    if run.gate and not run.gate.passed:
+        failed = "; ".join(f"{each.condition}: {each.found}" for each in run.gate.conditions if not each.passed)
+        message = f"the gate of run {run.id} is closed for {run.gate.checkpoint}: {failed}"
+        publish(tell, "align.gate.closed", run.id, message, checkpoint=run.gate.checkpoint, report=str(path))
 
 
 def _show_lineage(lineage: LineageGraph, page: Path) -> None:

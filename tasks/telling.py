@@ -23,6 +23,7 @@ from models.artifacts import Manifest
 from tasks.alarms import alarms_markdown, describe_alarm, read_alarms
 from tasks.assets import materialized
 from tasks.core.plan import TrainingPlan
+from tasks.events import tell
 from tasks.progress import Progress, announce
 from tasks.store import ArtifactStore
 
@@ -117,8 +118,11 @@ class Teller:
 
     def _alarm(self, alarm: Alarm) -> None:
         self._alarms.append(alarm)
-        self._say("warning", describe_alarm(alarm))
+        told = describe_alarm(alarm)
+        self._say("warning", told)
         self._show_alarms(self._alarms)
+        message = f"{self._name}: {told}"
+        publish(tell, "align.alarm.raised", self._name, message, alarm=alarm.name, stopped=alarm.stopped)
 
     def _show_alarms(self, alarms: Sequence[Alarm]) -> None:
         publish(create_markdown_artifact, alarms_markdown(self._name, alarms), key=f"alarms-{self._name}")
@@ -139,7 +143,7 @@ class Teller:
 
 
 def publish(create: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Show an artifact in Prefect; that is a service, for whose failure no stage may fail, nor wait again and again."""
+    """Show or emit something in Prefect: a service, for whose failure no stage may fail, nor wait again and again."""
     if time.monotonic() < _outage.until:
         return None
     try:

@@ -20,6 +20,7 @@ from tasks.execution import Execution
 from tasks.store import ArtifactStore
 from tests.faults import SETTINGS, STEPS, Scene
 from tests.folders import family
+from tests.operating import Place
 from tests.published import Shelf
 from tests.tiny import build_tiny_model, run_align, tiny_recipe, write_tiny_data
 
@@ -175,3 +176,13 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
 def paper_shelf(tmp_path: Path) -> Shelf:
     """A test's own artifact root to publish from, where a few bytes stand for the weights."""
     return Shelf(tmp_path / "home", real=False)
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A server and a worker that `align up` has started, with two small flows."""
+    place = Place(tmp_path_factory.mktemp("place"))
+    done = place.align("up")
+    assert done.returncode == 0, done.stderr
+    yield place
+    place.align("down")
