@@ -149,6 +149,11 @@ class Screen:
         self.open(f"runs/flow-run/{run}")
         return run
 
+    def open_tab(self, run: str, tab: str) -> None:
+        """Open a tab of a run's page."""
+        self.open(f"runs/flow-run/{run}")
+        self.page.get_by_text(tab, exact=True).last.click()
+
     def shows(self, text: str) -> None:
         """Wait until the page shows a text."""
         self.page.get_by_text(text).first.wait_for(timeout=30_000)
@@ -194,11 +199,11 @@ def test_a_run_is_made_in_the_form_and_its_artifacts_opened(
     assert record(service, run).recipe.seed == 7
     screen.shows("Completed")
     screen.keep("completed")
-    screen.open(f"runs/flow-run/{run}?tab=Artifacts")
+    screen.open_tab(run, "Artifacts")
     screen.page.get_by_text("held-out-figures").first.click()
     screen.shows("exact_match")
     screen.keep("figures")
-    screen.open(f"runs/flow-run/{run}?tab=Artifacts")
+    screen.open_tab(run, "Artifacts")
     screen.page.get_by_text("verdict", exact=True).first.click()
     screen.shows(record(service, run).id)
 
@@ -224,7 +229,7 @@ def test_a_failed_stage_is_retried(
     assert {stage: states[stage] for stage in ("sft", "reward", "dpo")} == dict.fromkeys(
         ("sft", "reward", "dpo"), "Cached"
     )
-    screen.open(f"runs/flow-run/{run}?tab=TaskRuns")
+    screen.open_tab(run, "Task Runs")
     screen.shows("Cached")
     screen.keep("retried")
 
