@@ -28,6 +28,11 @@ from tests.tiny import build_tiny_model, run_align, tiny_recipe, write_tiny_data
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Where to keep pictures of the UI."""
+    parser.addoption("--screenshots", metavar="FOLDER", help="keep pictures of the Prefect UI there (make test-e2e)")
+
+
 def pytest_configure() -> None:
     """Shut out this machine's own settings, before any test module reads them."""
     for name in [name for name in os.environ if name.startswith("ALIGN_")]:
