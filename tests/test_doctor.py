@@ -121,13 +121,13 @@ def test_a_server_is_looked_at(place: Place) -> None:
 @pytest.mark.slow
 def test_what_is_wrong_with_a_server_is_told(place: Place) -> None:
     with place.client() as client:
-        client.request("PATCH", "/work_pools/{name}", {"name": "local"}, json={"is_paused": True})
+        client.request("PATCH", "/work_pools/{name}", path_params={"name": "local"}, json={"is_paused": True})
         client.request("POST", "/v2/concurrency_limits/", json={"name": "held", "limit": 2, "active_slots": 1})
         run = place.run("other/others")
         wait_until(lambda: client.read_flow_run(run).state_name == "Late", 60)
         code, checks = place.doctor()
-        client.request("PATCH", "/work_pools/{name}", {"name": "local"}, json={"is_paused": False})
-        client.request("DELETE", "/v2/concurrency_limits/{id_or_name}", {"id_or_name": "held"})
+        client.request("PATCH", "/work_pools/{name}", path_params={"name": "local"}, json={"is_paused": False})
+        client.request("DELETE", "/v2/concurrency_limits/{id_or_name}", path_params={"id_or_name": "held"})
         client.delete_flow_run(run)
     found = {name: check["seen"] for name, check in checks.items() if check["verdict"] != "ok"}
     assert code == 0

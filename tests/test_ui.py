@@ -200,7 +200,7 @@ def test_a_run_is_made_in_the_form_and_its_artifacts_opened(
     screen.shows("Completed")
     screen.keep("completed")
     screen.open_tab(run, "Artifacts")
-    screen.page.get_by_text("held-out-figures").first.click()
+    screen.page.get_by_text("metrics").first.click()
     screen.shows("exact_match")
     screen.keep("figures")
     screen.open_tab(run, "Artifacts")
