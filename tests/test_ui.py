@@ -248,3 +248,24 @@ def test_cancel_ends_the_training_process(service: Service, screen: Screen, para
     assert not [each for each in alive if each.status() != psutil.STATUS_ZOMBIE]
     assert record(service, run).state == "cancelled"
     screen.shows("Cancelled")
+
+
+def test_a_held_promotion_is_approved(service: Service, screen: Screen, parameters: dict[str, Any]) -> None:
+    screen.open_form("retrain/weekly", parameters | {"promotion": "approval"})
+    service.wait_for(screen.submit("retrain"), "Held")
+    asking = wait_until(lambda: service.newest_run("promote"), 30)["id"]
+    service.wait_for(asking, "Suspended")
+    screen.open(f"runs/flow-run/{asking}")
+    screen.page.get_by_role("button", name="Resume", exact=True).click()
+    form = screen.page.get_by_role("dialog")
+    form.get_by_text("Verdict").wait_for()
+    form.locator(".p-select").click()
+    screen.page.get_by_text("approve", exact=True).last.click()
+    screen.field("Reason").fill("better on every held-out row")
+    screen.field("Decided by").fill("the night shift")
+    screen.keep("approve")
+    form.get_by_role("button", name="Submit").click()
+    service.wait_for(asking, "Completed")
+    told = json.loads((service.home / "aliases" / "champion.json").read_bytes())["history"][-1]
+    assert told["checkpoint"].startswith("grpo-")
+    assert (told["reason"], told["by"]) == ("better on every held-out row", "the night shift")
