@@ -27,7 +27,7 @@ def check_reachable(operations: Operations) -> Check:
     """Whether an API answers, and to whom."""
     name, api = "API", operations.api
     try:
-        response = httpx.get(f"{api}/admin/version", headers=_authorization(operations), timeout=3)
+        response = httpx.get(f"{api}/admin/version", headers=_authorization(operations), timeout=10)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         seen = f"no answer at {api} ({type(error).__name__})"
         return Check(name=name, verdict="problem", seen=seen, remedy=f"{_UP} starts a server")
@@ -59,7 +59,7 @@ def _authorization(operations: Operations) -> dict[str, str]:
 
 def _authentication(client: SyncPrefectClient, operations: Operations) -> Check:
     name = "authentication"
-    if httpx.get(f"{operations.api}/admin/version", timeout=3).status_code == httpx.codes.UNAUTHORIZED:
+    if httpx.get(f"{operations.api}/admin/version", timeout=10).status_code == httpx.codes.UNAUTHORIZED:
         return Check(name=name, verdict="ok", seen="the server asks for it and takes ours")
     if operations.elsewhere or operations.exposed:
         remedy = "set PREFECT_SERVER_API_AUTH_STRING on the server: whoever reaches it can run code"

@@ -54,23 +54,32 @@ class Service:
         return process
 
     def stop(self, patience_seconds: float) -> bool:
-        """Ask it to end, which ends what it has started, and kill what has not ended in time; whether it ran."""
+        """End what it has started, while it can still tell how that ended, and then itself; whether it ran.
+
+        Args:
+            patience_seconds: Time for each of the two; what has not ended then is killed.
+        """
         process = self.process()
-        if process is None:
-            self._record.unlink(missing_ok=True)
-            return False
-        tree = [process, *process.children(recursive=True)]
-        process.terminate()
-        _, alive = psutil.wait_procs(tree, timeout=patience_seconds)
-        for each in alive:
-            with suppress(psutil.NoSuchProcess):
-                each.kill()
-        psutil.wait_procs(alive, timeout=5)
+        if process is not None:
+            _end(process.children(), process.children(recursive=True), patience_seconds)
+            _end([process], [process, *process.children(recursive=True)], patience_seconds)
         self._record.unlink(missing_ok=True)
-        return True
+        return process is not None
 
     def last_lines(self, count: int = 8) -> str:
         """The end of the log, for a message about a service that has died."""
         with suppress(OSError):
             return "\n".join(self.log.read_text(errors="replace").splitlines()[-count:])
         return ""
+
+
+def _end(asked: Sequence[psutil.Process], tree: Sequence[psutil.Process], patience_seconds: float) -> None:
+    """Ask some processes to end, wait for them and all that they have started, kill what is left."""
+    for each in asked:
+        with suppress(psutil.NoSuchProcess):
+            each.terminate()
+    _, alive = psutil.wait_procs(tree, timeout=patience_seconds)
+    for each in alive:
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
+    psutil.wait_procs(alive, timeout=5)

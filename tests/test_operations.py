@@ -80,6 +80,16 @@ def test_a_service_that_does_not_end_is_killed_with_all_it_has_started(service: 
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
+def test_a_service_can_tell_how_what_it_started_has_ended(service: Service, tmp_path: Path) -> None:
+    child = "import time; print('child', flush=True); time.sleep(60)"
+    parent = f"import subprocess, sys, time; print(subprocess.run([sys.executable, '-c', {child!r}]), flush=True)"
+    process = service.start((sys.executable, "-c", f"{parent}; time.sleep(60)"), os.environ, tmp_path)
+    while "child" not in service.last_lines():
+        assert process.is_running()
+    assert service.stop(5)
+    assert "returncode=-15" in service.last_lines()
+
+
 def test_a_broken_record_is_no_service(service: Service, tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "sleeper.json").write_text("{")
@@ -198,7 +208,7 @@ def test_a_life_on_postgresql_with_authentication(postgresql: str, tmp_path: Pat
     assert "worker: runs already" in again.stdout
     assert "as before" in again.stdout
     code, checks = place.doctor()
-    assert code == 0, checks
+    assert code == 0, [check for check in checks.values() if check["verdict"] != "ok"]
     assert checks["database"]["seen"] == "PostgreSQL"
     assert checks["authentication"]["seen"] == "the server asks for it and takes ours"
     code, checks = place.doctor(PREFECT_API_AUTH_STRING="somebody:else")
