@@ -1,8 +1,10 @@
 """Evaluation as a flow of its own: judge any model on a recipe's held-out rows, and hold it against a second one."""
 
-from prefect import flow
+from typing import Annotated
+
 from prefect.runtime import flow_run
 
+from flows.parameters import checked_flow, titled
 from models.artifacts import Dataset
 from models.evaluation import EvaluationResult
 from models.recipe import Recipe
@@ -22,8 +24,12 @@ from tasks.stopping import stop_stages_on_signals
 from tasks.store import ArtifactStore
 
 
-@flow(name="evaluate")
-def evaluate(checkpoint: str, recipe: Recipe | None = None, against: str | None = None) -> list[EvaluationResult]:
+@checked_flow(name="evaluate")
+def evaluate(
+    checkpoint: Annotated[str, titled("Model")],
+    recipe: Annotated[Recipe | None, titled("Recipe")] = None,
+    against: Annotated[str | None, titled("Against")] = None,
+) -> list[EvaluationResult]:
     """Judge a model on held-out rows, as far as that has not been done, and show its figures as a table.
 
     Args:

@@ -1,8 +1,11 @@
 """Promotion as a flow: point an alias to a checkpoint, or back, from the Prefect UI or another flow."""
 
-from prefect import flow, get_run_logger
+from typing import Annotated
+
+from prefect import get_run_logger
 from prefect.runtime import flow_run
 
+from flows.parameters import checked_flow, titled
 from models.aliases import CHAMPION, Alias
 from models.errors import InputError
 from models.retraining import Decision
@@ -14,15 +17,15 @@ from tasks.promoting import rollback as point_back
 from tasks.store import ArtifactStore
 
 
-@flow(name="promote")
+@checked_flow(name="promote")
 def promote(  # noqa: PLR0913, PLR0917 - a form
-    checkpoint: str | None = None,
-    alias: str = CHAMPION,
-    reason: str = "",
-    by: str = "",
-    rollback: bool = False,
-    despite_gate: bool = False,
-    approval_days: float | None = None,
+    checkpoint: Annotated[str | None, titled("Checkpoint")] = None,
+    alias: Annotated[str, titled("Alias")] = CHAMPION,
+    reason: Annotated[str, titled("Reason")] = "",
+    by: Annotated[str, titled("By")] = "",
+    rollback: Annotated[bool, titled("Roll back")] = False,
+    despite_gate: Annotated[bool, titled("Despite its gate")] = False,
+    approval_days: Annotated[float | None, titled("Days to approve")] = None,
 ) -> Alias | Decision:
     """Point an alias to a checkpoint after reading every byte of that, or back to what it pointed to before.
 

@@ -1,8 +1,11 @@
 """Retraining, as schedules and events start it: train and judge what changed, then promote, ask, or say why not."""
 
-from prefect import flow, get_run_logger
+from typing import Annotated
+
+from prefect import get_run_logger
 
 from flows.align import align
+from flows.parameters import checked_flow, titled
 from models.aliases import CHAMPION
 from models.recipe import Recipe
 from models.retraining import Outcome, Promotion, Retraining
@@ -26,13 +29,13 @@ _STATES: dict[Outcome, str] = {
 }
 
 
-@flow(name="retrain", on_failure=[close_failed], on_crashed=[close_failed], on_cancellation=[close_failed])
+@checked_flow(name="retrain", on_failure=[close_failed], on_crashed=[close_failed], on_cancellation=[close_failed])
 def retrain(
-    recipe: Recipe,
-    recipe_name: str = "recipe",
-    promotion: Promotion = "approval",
-    alias: str = CHAMPION,
-    approval_days: float = 7.0,
+    recipe: Annotated[Recipe, titled("What to train")],
+    recipe_name: Annotated[str, titled("Recipe's name")] = "recipe",
+    promotion: Annotated[Promotion, titled("Promotion")] = "approval",
+    alias: Annotated[str, titled("Alias")] = CHAMPION,
+    approval_days: Annotated[float, titled("Days to approve")] = 7.0,
 ) -> Retraining:
     """Read the data anew, train and judge what has changed, and promote the last policy where its gate is open.
 

@@ -16,13 +16,16 @@ from prefect.states import Crashed
 from prefect.utilities.callables import parameter_schema
 
 from flows.align import align
+from flows.evaluate import evaluate
+from flows.promote import promote
+from flows.retrain import retrain
 from models.errors import InputError
 from models.recipe import Recipe
 from tests.tiny import tiny_recipe
 
-SCHEMA = parameter_schema(align.fn).model_dump()
+SCHEMAS = {flow.name: parameter_schema(flow.fn).model_dump() for flow in (align, retrain, evaluate, promote)}
 UNITS = re.compile(
-    r"\b(tokens?|rows|steps|passes|completions|replies|prompts|examples|words|seconds|bytes|nats|shares?|from 0 to 1"
+    r"\b(tokens?|rows|steps|passes|completions|replies|prompts|examples|words|days|seconds|bytes|nats|shares?|from 0 to 1"
     r"|factor|weight of|norms?|dimension|standard deviations|multiple|measure's own unit|whole number)\b",
     re.IGNORECASE,
 )
@@ -47,8 +50,10 @@ LAST = {
 
 def cards() -> dict[str, dict[str, dict[str, Any]]]:
     """The fields of every card of the form, by name, in the order in which the UI shows them."""
-    found = {"align": SCHEMA["properties"]}
-    found |= {name: card["properties"] for name, card in SCHEMA["definitions"].items() if "properties" in card}
+    found: dict[str, dict[str, Any]] = {}
+    for flow, schema in SCHEMAS.items():
+        found |= {name: card["properties"] for name, card in schema["definitions"].items() if "properties" in card}
+        found[flow] = schema["properties"]
     return {name: dict(sorted(card.items(), key=lambda each: each[1]["position"])) for name, card in found.items()}
 
 
@@ -101,7 +106,9 @@ def deployment(prefect_api: None) -> Iterator[UUID]:
     """The flow, deployed on a real server, which knows its schema."""
     with get_client(sync_client=True) as client:
         flow = client.create_flow(align)
-        yield client.create_deployment(flow, "form", parameter_openapi_schema=SCHEMA, enforce_parameter_schema=True)
+        yield client.create_deployment(
+            flow, "form", parameter_openapi_schema=SCHEMAS["align"], enforce_parameter_schema=True
+        )
 
 
 def submit(deployment: UUID, parameters: dict[str, Any]) -> FlowRun:
