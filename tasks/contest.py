@@ -42,11 +42,7 @@ def find_contest(store: ArtifactStore, a: str, b: str, recipe: Recipe | None = N
     Raises:
         InputError: one of them is not there or is a reward model, both are one, or no run says what to measure.
     """
-    contest = find_entrants(store, (a, b), recipe)
-    first, second = (checkpoint.name for checkpoint, _ in contest.entrants)
-    if first == second:
-        raise InputError(f"'{a}' and '{b}' are both {first}; name two models")
-    return contest
+    return find_entrants(store, (a, b), recipe)
 
 
 def find_entrants(store: ArtifactStore, wanted: Sequence[str], recipe: Recipe | None = None) -> Contest:
@@ -58,11 +54,13 @@ def find_entrants(store: ArtifactStore, wanted: Sequence[str], recipe: Recipe | 
         recipe: What to measure; default: the evaluation of the newest run that has made one of them.
 
     Raises:
-        InputError: one of them is not there or is a reward model, or no run says what to measure.
+        InputError: one of them is not there or is a reward model, two are one, or no run says what to measure.
     """
     records, _ = all_runs(store.home)
     entrants = [_entrant(store, one, records) for one in wanted]
     names = [checkpoint.name for checkpoint, _ in entrants]
+    if len(set(names)) < len(names):
+        raise InputError(f"{' and '.join(map(repr, wanted))} are both {names[0]}; name two models")
     run = next((one for one in records if _made(one, names)), None)
     if not (recipe or run):
         made = " or ".join(dict.fromkeys(names))
