@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install run up down test test-fast test-faults check bench lock clean
+.PHONY: install run up down test test-fast test-e2e test-faults check bench lock clean
 
 install: $(STAMP)
 
@@ -31,6 +31,10 @@ test: install
 
 test-fast: install
 	$(BIN)/pytest -m "not slow"
+
+# People's way through the Prefect UI in headless Chromium: form, artifacts, Retry, Cancel, approval. About five minutes.
+test-e2e: install
+	$(BIN)/pytest tests/test_ui.py -m e2e $(if $(SCREENSHOTS),--screenshots $(SCREENSHOTS))
 
 # Every fault at every moment, with a table at the end: about half an hour.
 test-faults: install

@@ -25,8 +25,8 @@ from tests.tiny import tiny_recipe
 
 SCHEMAS = {flow.name: parameter_schema(flow.fn).model_dump() for flow in (align, retrain, evaluate, promote)}
 UNITS = re.compile(
-    r"\b(tokens?|rows|steps|passes|completions|replies|prompts|examples|words|days|seconds|bytes|nats|shares?|from 0 to 1"
-    r"|factor|weight of|norms?|dimension|standard deviations|multiple|measure's own unit|whole number)\b",
+    r"\b(tokens?|rows|steps|passes|completions|replies|prompts|examples|words|days|seconds|bytes|nats|shares?"
+    r"|from 0 to 1|factor|weight of|norms?|dimension|standard deviations|multiple|measure's own unit|whole number)\b",
     re.IGNORECASE,
 )
 SECONDS_TO_REFUSE = 2.0
