@@ -1,4 +1,4 @@
-# Everything there is to remember: install, run, up, down, test, test-fast, test-faults, check, bench.
+# Everything there is to remember: install, run, up, down, test, test-fast, test-e2e, test-faults, check, bench.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -31,6 +31,7 @@ from tasks.reward_functions import function_digests
 from tasks.rows import Role
 from tasks.scorer import prepare_scorer
 from tasks.sft import train_sft
+from tasks.showing import show_run
 from tasks.store import ArtifactStore
 
 
@@ -97,7 +98,7 @@ def align(
     judged = [evaluation.result() for evaluation in evaluations]
     own, others = judged[: len(made)], dict(zip(rivals, judged[len(made) :], strict=True))
     comparisons = compare_models.submit(own, others, recipe, execution).result()
-    return report(run, list(made.values()), own, comparisons, execution)
+    return show_run(report(run, list(made.values()), own, comparisons, execution))
 
 
 def _other_scorers(asked: GRPO, heldout: dict[str, Any], execution: Execution) -> dict[str, Any]:

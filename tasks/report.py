@@ -1,37 +1,26 @@
-"""The report of a run as a Prefect task: one HTML file, and the same in short as Prefect artifacts."""
+"""The report of a run as a Prefect task: the completed record, and one HTML file."""
 
 import json
-from base64 import b64encode
-from collections.abc import Mapping
 from pathlib import Path
 
 from prefect import task
-from prefect.artifacts import (
-    create_image_artifact,
-    create_markdown_artifact,
-    create_table_artifact,
-)
 from prefect.cache_policies import NO_CACHE
 
 from models.artifacts import Checkpoint, Manifest
 from models.comparison import Comparison
 from models.evaluation import EvaluationResult
-from models.lineage import LineageGraph
 from models.run import RunRecord, StageOutcome
 from tasks.alarms import read_alarms
-from tasks.events import tell
 from tasks.execution import Execution
 from tasks.files import replace_file
 from tasks.gate import judge_gate, save_gate
 from tasks.lineage import ancestry
 from tasks.progress import Progress, announce
 from tasks.provenance import without_folders
-from tasks.reporting.lineage_page import render_drawing, render_lineage
+from tasks.reporting.lineage_page import render_lineage
 from tasks.reporting.page import LINEAGE_PAGE, render_report
-from tasks.reporting.verdict import verdict
 from tasks.run_record import release_run, save_run
 from tasks.store import MANIFEST, ArtifactStore, read_manifest, utc_now
-from tasks.telling import publish, publish_link
 
 
 @task(name="report", cache_policy=NO_CACHE)
@@ -71,14 +60,10 @@ def report(
     shown = finished.model_copy(update={"recipe": without_folders(finished.recipe)})
     replace_file(path, render_report(shown, curves, manifests | _dataset_manifests(run, home)))
     store = ArtifactStore(home)
-    lineage = ancestry(store, last.path)
-    replace_file(path.with_name(LINEAGE_PAGE), render_lineage(store, lineage))
+    replace_file(path.with_name(LINEAGE_PAGE), render_lineage(store, ancestry(store, last.path)))
     save_gate(gate, path.parent)
     save_run(finished, home)
     release_run(run.id)
-    _show(finished, path, manifests)
-    _show_lineage(lineage, path.with_name(LINEAGE_PAGE))
-    _tell(finished, path)
     announce(Progress(stage=f"report-{run.id}", phase="completed"))
     return finished
 
@@ -105,48 +90,3 @@ def _dataset_manifests(run: RunRecord, home: Path) -> dict[str, Manifest]:
     """Of the snapshots that the run trained on or held out."""
     folders = {name: home / "datasets" / name for name in run.needs}
     return {name: read_manifest(path) for name, path in folders.items() if (path / MANIFEST).exists()}
-
-
-def metrics_table(run: RunRecord, manifests: Mapping[str, Manifest]) -> list[dict[str, str]]:
-    """A row a model: what it shows on held-out rows, then what its training logged; the same columns in every row."""
-    held_out = {result.checkpoint.name: result.estimates() for result in run.evaluations}
-    rows = []
-    for outcome in run.stages:
-        name = outcome.checkpoint.name
-        row = {"model": name, "made": "before" if outcome.cached else "in this run"}
-        row |= {figure: str(estimate) for figure, estimate in held_out.get(name, {}).items()}
-        rows.append(row | {figure: f"{value:.6g}" for figure, value in manifests[name].metrics.items()})
-    figures = [figure for estimates in held_out.values() for figure in estimates]
-    columns = dict.fromkeys(["model", "made", *figures, *(column for row in rows for column in row)])
-    return [{column: row.get(column, "") for column in columns} for row in rows]
-
-
-def _show(run: RunRecord, path: Path, manifests: Mapping[str, Manifest]) -> None:
-    """The verdict, the table of figures and the link to the report in the Prefect UI."""
-    publish(
-        create_markdown_artifact, f"# {run.id}\n\n{verdict(run)}\n", key="verdict", description=f"What {run.id} taught"
-    )
-    description = f"Figures of {run.id}: on held-out rows, with 95 % intervals, then of the training"
-    publish(create_table_artifact, metrics_table(run, manifests), key="metrics", description=description)
-    publish_link(path, "report", f"Report of {run.id}")
-
-
-def _tell(run: RunRecord, path: Path) -> None:
-    """The run's end and a closed gate, as events that automations pass on."""
-    publish(tell, "align.run.completed", run.id, f"run {run.id} is complete: {verdict(run)}", report=str(path))
-    if run.gate and not run.gate.passed:
-        failed = "; ".join(f"{each.condition}: {each.found}" for each in run.gate.conditions if not each.passed)
-        message = f"the gate of run {run.id} is closed for {run.gate.checkpoint}: {failed}"
-        publish(tell, "align.gate.closed", run.id, message, checkpoint=run.gate.checkpoint, report=str(path))
-
-
-def _show_lineage(lineage: LineageGraph, page: Path) -> None:
-    """The graph as an image, which the Prefect UI shows, and the link to the page where its nodes open their cards."""
-    drawing = b64encode(render_drawing(lineage).encode()).decode()
-    publish(
-        create_image_artifact,
-        f"data:image/svg+xml;base64,{drawing}",
-        key="lineage",
-        description=f"What {lineage.root} is made of",
-    )
-    publish_link(page, "lineage-page", "The graph with cards")

@@ -153,6 +153,8 @@ class Screen:
         """Open a tab of a run's page."""
         self.open(f"runs/flow-run/{run}")
         self.page.get_by_text(tab, exact=True).last.click()
+        self.page.mouse.move(600, 500)
+        self.page.mouse.wheel(0, 400)  # what is below the edge is not there yet
 
     def shows(self, text: str) -> None:
         """Wait until the page shows a text."""
