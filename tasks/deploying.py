@@ -18,8 +18,8 @@ from tasks.operations import DEPLOYMENTS_FILE, POOL, Operations
 
 _VARIABLE = "align_deployed"
 """Prefect variable that tells which version of the deployments the server has."""
-_FORMS = ("flows", "models")
-"""Packages whose code decides what the deployments' forms look like."""
+_MADE_FROM = ("flows/*.py", "models/*.py", "settings/recipes/*.yaml")
+"""Files that decide what the deployments' forms look like, and what they are filled with."""
 
 
 def ensure_pool(client: SyncPrefectClient) -> bool:
@@ -36,16 +36,26 @@ def ensure_pool(client: SyncPrefectClient) -> bool:
 
 
 def deployments_version(root: Path) -> str:
-    """Digest of everything that the deployments on a server depend on: their file, their forms, their folder."""
+    """Digest of everything that the deployments on a server depend on: their file, forms, recipes and folder."""
     digest = hashlib.sha256(str(root).encode())
-    for path in (root / DEPLOYMENTS_FILE, *(path for name in _FORMS for path in sorted((root / name).glob("*.py")))):
+    for path in (root / DEPLOYMENTS_FILE, *(path for files in _MADE_FROM for path in sorted(root.glob(files)))):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
 def wanted_deployments(root: Path) -> list[str]:
-    """Names of the deployments in `prefect.yaml`."""
-    return [each["name"] for each in yaml.safe_load((root / DEPLOYMENTS_FILE).read_text())["deployments"]]
+    """Names of the deployments in `prefect.yaml`, flow first: `align/on-demand`."""
+    written = yaml.safe_load((root / DEPLOYMENTS_FILE).read_text())["deployments"]
+    return [_full_name(each["entrypoint"], each["name"]) for each in written]
+
+
+def full_name(deployment: DeploymentResponse) -> str:
+    """A deployment's name as people use it, flow first."""
+    return _full_name(deployment.entrypoint or "", deployment.name)
+
+
+def _full_name(entrypoint: str, name: str) -> str:
+    return f"{entrypoint.rpartition(':')[2]}/{name}"
 
 
 def read_deployments(client: SyncPrefectClient) -> list[DeploymentResponse]:
@@ -56,7 +66,7 @@ def read_deployments(client: SyncPrefectClient) -> list[DeploymentResponse]:
 def is_deployed(client: SyncPrefectClient, root: Path) -> bool:
     """Whether the server has this version of every deployment."""
     told = client.read_variable_by_name(_VARIABLE)
-    there = {each.name for each in read_deployments(client)}
+    there = {*map(full_name, read_deployments(client))}
     return bool(told and told.value == deployments_version(root) and there >= {*wanted_deployments(root)})
 
 
@@ -94,14 +104,14 @@ def _switches(deployments: list[DeploymentResponse]) -> Iterator[tuple[tuple[str
     """Each schedule, known by its deployment and what it says, and whether it is on."""
     for deployment in deployments:
         for schedule in deployment.schedules:
-            yield (deployment.name, schedule.schedule.model_dump_json(exclude={"anchor_date"})), schedule.active
+            yield (full_name(deployment), schedule.schedule.model_dump_json(exclude={"anchor_date"})), schedule.active
 
 
 def _restore(client: SyncPrefectClient, switched: dict[tuple[str, str], bool]) -> None:
     """Switch schedules as people had switched them: deploying switches them as the file says."""
     for deployment in read_deployments(client):
         for schedule in deployment.schedules:
-            key = (deployment.name, schedule.schedule.model_dump_json(exclude={"anchor_date"}))
+            key = (full_name(deployment), schedule.schedule.model_dump_json(exclude={"anchor_date"}))
             before = switched.get(key, schedule.active)
             if before != schedule.active:
                 client.update_deployment_schedule(deployment.id, schedule.id, active=before)

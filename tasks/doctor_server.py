@@ -13,7 +13,7 @@ from prefect.exceptions import ObjectNotFound
 
 from models.operations import Check
 from tasks.automations import ZOMBIE_NAME, find_blocks, notification_automations, read_automations
-from tasks.deploying import is_deployed, read_deployments, wanted_deployments
+from tasks.deploying import full_name, is_deployed, read_deployments, wanted_deployments
 from tasks.doctor import guarded
 from tasks.operations import DEPLOYMENTS_FILE, POOL, Operations
 
@@ -114,7 +114,7 @@ def _worker(client: SyncPrefectClient, operations: Operations) -> Check:
 
 
 def _deployments(client: SyncPrefectClient, operations: Operations) -> Check:
-    name, there = "deployments", {each.name for each in read_deployments(client)}
+    name, there = "deployments", {*map(full_name, read_deployments(client))}
     if not (operations.root / DEPLOYMENTS_FILE).is_file():
         seen = f"{len(there)} on the server; this folder has no {DEPLOYMENTS_FILE} to compare with"
         return Check(name=name, verdict="ok" if there else "warning", seen=seen)
