@@ -14,10 +14,10 @@ from models.stages import EvaluationInput
 from settings.settings import load_settings
 from tasks.comparing import compare as compare_rows
 from tasks.contest import find_contest, write_page
+from tasks.data.rows import Role
 from tasks.dataset import prepare_dataset
 from tasks.evaluate import evaluate, held_out
 from tasks.execution import plan_execution
-from tasks.rows import Role
 from tasks.stopping import stop_stages_on_signals
 from tasks.store import ArtifactStore
 

@@ -11,13 +11,13 @@ from models.fingerprint import ID_LENGTH, canonical_json, fingerprint
 from models.rewards import Reward, Verifier
 from models.sources import DatasetSource
 from tasks.child_main import ChildOptions
+from tasks.data.rows import CheckedRows, Role, check_rows, snapshot_identity
+from tasks.data.sources import local_files
 from tasks.execution import Execution
 from tasks.files import file_digest
 from tasks.licensing import hub_dataset
 from tasks.making import find_or_make
 from tasks.provenance import provenance, public_source
-from tasks.rows import CheckedRows, Role, check_rows, snapshot_identity
-from tasks.sources import local_files
 from tasks.store import ArtifactStore
 from tasks.telling import Teller
 

@@ -21,7 +21,7 @@ from models.trl_options import SOLVED_BY_TRL
 from settings.machine import Machine, inspect_machine, resolve_precision
 from settings.settings import Settings
 from tasks.base_model_check import BaseModelFacts, check_base_model
-from tasks.dataset_check import DatasetCheck, Table, check_leakage, noting, read_tables, training_sections
+from tasks.data.checking import DatasetCheck, Table, check_leakage, noting, read_tables, training_sections
 from tasks.execution import plan_execution
 from tasks.forecast import stage_inputs
 from tasks.gate import check_condition, find_rivals

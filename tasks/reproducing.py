@@ -24,11 +24,11 @@ from settings.settings import Settings
 from tasks.child import run_in_child
 from tasks.child_main import ChildOptions
 from tasks.core.entry import compare_weights
+from tasks.data.rows import Role
 from tasks.execution import Execution
 from tasks.finding import resolve
 from tasks.provenance import version_changes
 from tasks.reward_functions import function_digests
-from tasks.rows import Role
 from tasks.store import ArtifactStore, damage, read_manifest
 
 _INPUTS: dict[str, type[TrainingInput]] = {"sft": SFTInput, "reward": RewardInput, "dpo": DPOInput, "grpo": GRPOInput}

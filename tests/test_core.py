@@ -36,8 +36,8 @@ from tasks.core.scoring import Dialog, dialog, divergences, log_likelihoods
 from tasks.core.sft import sft_arguments
 from tasks.core.statistics import mean_reward, proportion
 from tasks.core.trainer import Report, Workspace
+from tasks.data.rows import Role, check_rows, digest
 from tasks.files import file_digest
-from tasks.rows import Role, check_rows, digest
 from tests.tiny import PROMPTS, build_tiny_model, write_rows
 
 slow = pytest.mark.slow

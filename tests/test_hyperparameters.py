@@ -23,7 +23,7 @@ from tasks.core.plan import TrainingPlan, split_batch
 from tasks.core.reward import reward_arguments
 from tasks.core.sft import sft_arguments
 from tasks.core.verifiers import VERIFIERS
-from tasks.rows import Role, check_rows, digest
+from tasks.data.rows import Role, check_rows, digest
 from tests.test_contracts import EVALUATION, INPUTS, REWARD_CHANGES
 from tests.tiny import variations
 

@@ -25,8 +25,8 @@ from tasks.core.grpo import train_grpo_policy
 from tasks.core.loading import training_dataset
 from tasks.core.plan import TrainingPlan
 from tasks.core.trl_rewards import trl_reward
-from tasks.dataset_check import read_tables
-from tasks.rows import Row, check_rows, digest
+from tasks.data.checking import read_tables
+from tasks.data.rows import Row, check_rows, digest
 from tests.tiny import PROMPTS, answer, tiny_recipe, write_rows
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from models.errors import InputError
 from models.sources import DatasetSource
-from tasks.rows import CheckedRows, Role, Row, check_rows, digest, read_rows
+from tasks.data.rows import CheckedRows, Role, Row, check_rows, digest, read_rows
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
@@ -502,7 +502,7 @@ def test_unreachable_hub_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_heavy_library_is_imported() -> None:
-    code = "import sys, tasks.rows; print(sorted({'torch', 'prefect', 'datasets', 'pyarrow'} & set(sys.modules)))"
+    code = "import sys, tasks.data.rows; print(sorted({'torch', 'prefect', 'datasets', 'pyarrow'} & set(sys.modules)))"
     root = Path(__file__).resolve().parent.parent
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -2,9 +2,9 @@
 
 import math
 
-from tasks import conversations
-from tasks.conversations import problem, text
 from tasks.core.columns import Row
+from tasks.data import conversations
+from tasks.data.conversations import problem, text
 
 
 def answers(value: object, column: str) -> list[str]:

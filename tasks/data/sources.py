@@ -12,7 +12,7 @@ from pathlib import Path
 
 from models.errors import InputError
 from models.sources import DatasetSource
-from tasks.readers import FORMATS, Entry, Row, file_entries, file_format, shown_names
+from tasks.data.readers import FORMATS, Entry, Row, file_entries, file_format, shown_names
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 

@@ -23,13 +23,13 @@ from models.errors import InputError
 from models.fingerprint import canonical_json
 from models.rewards import Reward, Verifier
 from models.sources import DatasetSource
-from tasks import conversations
-from tasks.conversations import problem, shown, text
 from tasks.core.columns import flat, plain
 from tasks.core.verifiers.checking import check_row
 from tasks.core.verifiers.expected import answers
-from tasks.readers import Row, shown_names
-from tasks.sources import read_entries, read_rows
+from tasks.data import conversations
+from tasks.data.conversations import problem, shown, text
+from tasks.data.readers import Row, shown_names
+from tasks.data.sources import read_entries, read_rows
 
 __all__ = ["CheckedRows", "Role", "Row", "check_rows", "digest", "read_rows", "snapshot_identity"]
 

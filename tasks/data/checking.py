@@ -16,7 +16,7 @@ from models.fingerprint import canonical_json, fingerprint
 from models.recipe import GRPO, Recipe, Training
 from models.rewards import Reward, Verifier
 from models.sources import DatasetSource
-from tasks.rows import Role, Row, check_rows, snapshot_identity
+from tasks.data.rows import Role, Row, check_rows, snapshot_identity
 
 _LONGEST = 8
 """Rows whose tokens are counted: the one with the most characters need not have the most tokens."""
