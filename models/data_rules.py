@@ -34,8 +34,9 @@ _Any = Literal["error", "drop", "fix", "keep"]
 
 
 class DataRules(Contract):
-    """What becomes of a row that breaks a rule: `error` ends the run, `drop` leaves the row out, `fix` mends it where
-    that is harmless, `keep` takes it as it is. What is left out or mended is counted and listed.
+    """What becomes of a row that breaks a rule; what is left out or mended is counted and listed.
+
+    `error` ends the run, `drop` leaves the row out, `fix` mends it where that is harmless, `keep` takes it as it is.
     """
 
     missing: _Strict = Field("drop", title="Missing value")
