@@ -35,11 +35,13 @@ class BaseModelSource(Contract):
         return self
 
 
-class DatasetSource(Contract):
-    """Where rows come from: a local file, a folder of files, or a hub id."""
+class RowSource(Contract):
+    """Rows of local files or of a hub dataset."""
 
     path: str = Field(min_length=1, title="Path or hub id")
-    """A JSONL, JSON, CSV or Parquet file (gzip too), a folder of them, or a hub id; paths start at the recipe."""
+    """A JSONL, JSON, CSV, Parquet or Arrow file (gzip and zstd too), a folder of them, a pattern such as
+    `data/part-*.jsonl.gz`, several of these separated by commas, or a hub id; paths start at the recipe. Files are read
+    in the order of their names: that decides the order of rows, and so which snapshot they are."""
     name: str | None = Field(None, title="Configuration")
     """Configuration of a hub dataset."""
     split: str = Field("train", min_length=1, title="Split")
@@ -50,3 +52,57 @@ class DatasetSource(Contract):
     """Use the first so many rows only."""
     license: str | None = Field(None, title="Licence")
     """SPDX identifier, such as `cc-by-4.0`, for model cards; default: what the hub says of a hub dataset."""
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return self.path
+
+
+class MixturePart(RowSource):
+    """One part of a mixture."""
+
+    weight: float = Field(1.0, gt=0, title="Weight")
+    """Its share of the mixture's rows is this number divided by the sum over all parts."""
+
+
+class DatasetSource(RowSource):
+    """Where rows come from: one source or a mixture of several, whole or one side of a held-out split."""
+
+    path: str = Field("", title="Path or hub id", description=RowSource.model_fields["path"].description)
+    mixture: tuple[MixturePart, ...] = Field((), title="Mixture")
+    """Several sources in place of `path`: the largest mixture with the parts' shares in which no row occurs twice."""
+    heldout_share: float = Field(0.0, ge=0, lt=1, title="Held-out share")
+    """Share of the prompts, from 0 to 1, that are held out. A prompt's content decides its side, which therefore never
+    changes when rows are added."""
+    part: Literal["all", "training", "heldout"] = Field("all", title="Part")
+    """Which rows to take: all, those to train on, or those held out by `heldout_share`."""
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return self.path or f"mixture of {', '.join(part.path for part in self.mixture)}"
+
+    @property
+    def sources(self) -> tuple[RowSource, ...]:
+        """The one source, or the parts of the mixture."""
+        return self.mixture or (self,)
+
+    @model_validator(mode="after")
+    def _one_kind_of_source(self) -> "DatasetSource":
+        if bool(self.path) == bool(self.mixture):
+            seen = "both path and mixture are given" if self.path else "neither path nor mixture is given"
+            raise ValueError(f"{seen}; give one of them")
+        given = [key for key in ("name", "revision", "license") if getattr(self, key)]
+        given += ["split"] if self.split != "train" else []
+        if self.mixture and given:
+            raise ValueError(f"{given[0]} belongs to the parts of a mixture; move it there")
+        return self
+
+    @model_validator(mode="after")
+    def _split_is_whole(self) -> "DatasetSource":
+        if (self.part == "all") != (self.heldout_share == 0):
+            seen = f"part '{self.part}' with heldout_share {self.heldout_share:g}"
+            rule = "a split needs both: a share above 0, and which part to take"
+            raise ValueError(f"{seen}; {rule}; set heldout_share and part 'training' or 'heldout', or neither")
+        return self

@@ -1,38 +1,63 @@
-"""One reader per file format: JSONL, JSON, CSV and Parquet, gzip or not.
+"""Files as blocks of rows: JSONL, JSON, CSV, Parquet and Arrow, packed or not.
 
-A reader yields each row with its place. A row that cannot be read comes as an error, so that the rows after it are
-still looked at; where the rest of a file cannot be read, the error is raised.
+A block is what one process reads on its own. Plain JSONL is cut at line ends and Parquet at row groups, and their blocks
+only say where; what can be read from its start alone is read here, and its blocks carry what was read. A row that
+cannot be read comes as an error, so that the rows after it are still looked at; where the rest of a file cannot be read,
+the error is raised.
 """
 
-import csv
-import gzip
-import io
-import json
-import re
-import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, Literal
 
 from models.errors import InputError
+from tasks.data.columnar import batches, group_rows, group_spans, stream_rows
+from tasks.data.csv_rows import csv_entries
+from tasks.data.json_arrays import array_members
+from tasks.data.lines import Entry, Row, as_object, line_entries, parsed_line, shown_names, text_lines
+from tasks.data.packing import is_packed, opened, without_packing
 
-Row = dict[str, Any]
-"""A value per column."""
-Entry = tuple[str, Row | InputError]
-"""A place and the row there, or what is wrong with it; the error's message lacks the place."""
+__all__ = [
+    "BLOCK_BYTES", "FORMATS", "Block", "Entry", "Row", "file_blocks", "file_entries", "file_format", "read_block",
+    "shown_names",
+]  # fmt: skip
 
-FORMATS = "JSONL (.jsonl, .ndjson), JSON (.json), CSV (.csv) or Parquet (.parquet), each also with .gz"
-CSV_MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](role|content)["']\s*:""")
-"""How a cell begins that holds a list of messages."""
-PARQUET_BATCH_ROWS = 1024
-LISTED_NAMES = 5
+FORMATS = (
+    "JSONL (.jsonl, .ndjson), JSON (.json), CSV (.csv), Parquet (.parquet) or Arrow (.arrow, .feather), each also with "
+    ".gz or .zst"
+)
+BLOCK_BYTES = 4 << 20
+_BLOCK_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows of one file that are read together."""
+
+    file: Path
+    """The file."""
+    form: Literal["lines", "groups", "batch", "rows"]
+    """`lines` of JSON, `groups` of a Parquet file, a `batch` as an Arrow stream, or `rows` as they were read."""
+    first: int = 1
+    """Number of its first line or row in the file, from 1."""
+    span: tuple[int, int] = (0, 0)
+    """Bytes of the file, or numbers of its row groups; end excluded."""
+    data: bytes = b""
+    """The content, where it was read already."""
+    rows: tuple[Entry, ...] = ()
+    """The rows, where they were read already."""
+    name: str = ""
+    """What places call the file; default: its path."""
 
 
 def file_format(path: Path) -> str | None:
     """The ending that names the file's format, such as `.jsonl`, or None where it is unknown."""
-    ending = Path(path.name.lower().removesuffix(".gz")).suffix
-    return ending if ending in _READERS else None
+    ending = Path(without_packing(path.name)).suffix
+    return ending if ending in _BLOCKS else None
 
 
 def file_entries(file: Path) -> Iterator[Entry]:
@@ -42,171 +67,145 @@ def file_entries(file: Path) -> Iterator[Entry]:
         InputError: the file is empty, damaged, or cannot be read to its end.
     """
     count = 0
+    for block in file_blocks(file):
+        for entry in read_block(block):
+            count += 1
+            yield entry
+    if not count:
+        raise no_rows(file)
+
+
+def no_rows(file: Path) -> InputError:
+    """What to say of a file without rows."""
+    return InputError(f"{file}: the file holds no rows ({file.stat().st_size} bytes); add rows or leave it out")
+
+
+def file_blocks(file: Path) -> Iterator[Block]:
+    """The blocks of one file of a known format, in order.
+
+    Raises:
+        InputError: the file is damaged, or cannot be read to its end.
+    """
+    with _explaining(file):
+        yield from _BLOCKS[str(file_format(file))](file)
+
+
+def read_block(block: Block) -> Iterator[Entry]:
+    """Each row of a block, with its place.
+
+    Raises:
+        InputError: the rest of it cannot be read.
+    """
+    entries = _read(block)
+    if block.name:
+        entries = ((place.replace(str(block.file), block.name, 1), row) for place, row in entries)
+    with _explaining(block.file):
+        yield from entries
+
+
+def _read(block: Block) -> Iterator[Entry]:
+    if block.form == "rows":
+        yield from block.rows
+    elif block.form == "lines":
+        yield from line_entries(block.data or _bytes(block), block.file, block.first)
+    else:
+        start, stop = block.span
+        batch = block.form == "batch"
+        rows = (
+            stream_rows(block.data, block.file, block.first)
+            if batch
+            else group_rows(block.file, start, stop, block.first)
+        )
+        for number, row in enumerate(rows, block.first):
+            yield f"{block.file}: row {number}", row
+
+
+def _bytes(block: Block) -> bytes:
+    with block.file.open("rb") as stream:
+        stream.seek(block.span[0])
+        return stream.read(block.span[1] - block.span[0])
+
+
+@contextmanager
+def _explaining(file: Path) -> Iterator[None]:
     try:
-        with _opened(file) as stream:
-            for entry in _READERS[str(file_format(file))](stream, file):
-                count += 1
-                yield entry
+        yield
     except (OSError, EOFError, zlib.error) as error:
         remedy = "check that it is whole and may be read, or fetch it again"
         raise InputError(f"{file}: cannot be read ({error}); {remedy}") from error
-    if not count:
-        raise InputError(f"{file}: the file holds no rows ({file.stat().st_size} bytes); add rows or leave it out")
 
 
-def shown_names(names: list[str]) -> str:
-    """The first of `names` and the number of others, as an error quotes them."""
-    more = f" and {len(names) - LISTED_NAMES} more" if len(names) > LISTED_NAMES else ""
-    return ", ".join(repr(name) for name in names[:LISTED_NAMES]) + more
+def _line_blocks(file: Path) -> Iterator[Block]:
+    """Parts of about `BLOCK_BYTES` that end with a line; of packed files with their content."""
+    packed, start, first = is_packed(file), 0, 1
+    with opened(file) as stream:
+        while data := stream.read(BLOCK_BYTES) + stream.readline():
+            block = Block(file, "lines", first, span=(start, start + len(data)))
+            yield replace(block, data=data) if packed else block
+            start += len(data)
+            first += data.count(b"\n")
 
 
-def _opened(file: Path) -> BinaryIO:
-    """The file, unpacked where it begins like gzip: browsers unpack a download and keep its name."""
-    with file.open("rb") as stream:
-        packed = stream.read(2) == b"\x1f\x8b"
-    return cast(BinaryIO, gzip.open(file)) if packed else file.open("rb")
-
-
-def _lines(stream: BinaryIO, file: Path) -> Iterator[str]:
-    for number, line in enumerate(stream, 1):
-        yield _decoded(line, file, number)
-
-
-def _decoded(data: bytes, file: Path, first_line: int = 1) -> str:
-    try:
-        return data.decode("utf-8-sig" if first_line == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        seen = f"byte 0x{error.object[error.start]:02x} is not UTF-8"
-        line = first_line + error.object.count(b"\n", 0, error.start)
-        remedy = f"save the file as UTF-8 (iconv -f ENCODING -t utf-8 {file.name})"
-        raise InputError(f"{file}: line {line}: {seen}; {remedy}") from None
-
-
-def _jsonl_entries(stream: BinaryIO, file: Path) -> Iterator[Entry]:
-    return _line_entries(_lines(stream, file), file)
-
-
-def _line_entries(lines: Iterator[str], file: Path) -> Iterator[Entry]:
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            yield f"{file}: line {number}", _parsed_line(line)
-
-
-def _parsed_line(line: str) -> Row | InputError:
-    remedy = "a line holds one JSON object, correct it or remove the line"
-    try:
-        return _object(json.loads(line))
-    except json.JSONDecodeError as error:
-        return InputError(f"invalid JSON at column {error.colno} ({error.msg}); {remedy}")
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
-        return InputError(f"unreadable JSON ({str(error).split(';')[0]}); {remedy}")
-
-
-def _object(value: object) -> Row | InputError:
-    if isinstance(value, dict):
-        return value
-    rule = "a row is a JSON object with a value per column"
-    return InputError(f"the row is {_json_type(value)}; {rule}; write it as one")
-
-
-def _json_type(value: object) -> str:
-    names = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number")
-
-
-def _json_entries(stream: BinaryIO, file: Path) -> Iterator[Entry]:
+def _json_blocks(file: Path) -> Iterator[Block]:
     """Rows of a JSON array. Many `.json` files hold one object per line instead: those are read as JSONL."""
-    content = _decoded(stream.read(), file)
-    first_line = content.lstrip().partition("\n")[0]
-    if first_line.startswith("{") and isinstance(_parsed_line(first_line), dict):
-        yield from _line_entries(iter(content.split("\n")), file)
+    if _holds_lines(file):
+        yield from _line_blocks(file)
         return
-    for number, value in enumerate(_parsed_array(content, file) if content.strip() else [], 1):
-        yield f"{file}: row {number}", _object(value)
+    with opened(file) as stream:
+        members = enumerate(array_members(stream, file), 1)
+        yield from _row_blocks(file, ((f"{file}: row {number}", as_object(value)) for number, value in members))
 
 
-def _parsed_array(content: str, file: Path) -> list[object]:
-    remedy = "a JSON file holds an array of objects, correct it"
-    try:
-        value = json.loads(content)
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise InputError(f"{file}: {place}: invalid JSON ({error.msg}); {remedy}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file}: unreadable JSON ({str(error).split(';')[0]}); {remedy}") from None
-    if isinstance(value, list):
-        return value
-    seen = f"one object with the keys {shown_names(list(value))}" if isinstance(value, dict) else _json_type(value)
-    raise InputError(f"{file}: the file is {seen}; {remedy}")
+def _holds_lines(file: Path) -> bool:
+    with opened(file) as stream:
+        start = stream.read(1 << 16)
+    if not start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
+        return False
+    with opened(file) as stream:
+        line = next(line for line in text_lines(stream, file) if line.strip())
+    return isinstance(parsed_line(line), dict)
 
 
-def _csv_entries(stream: BinaryIO, file: Path) -> Iterator[Entry]:
-    csv.field_size_limit(sys.maxsize)  # the default refuses texts above 131,072 characters
-    reader = csv.reader(_lines(stream, file), strict=True)
-    try:
-        header = next(reader, [])
-        _refuse_repeated(header, file)
-        for number, cells in enumerate((cells for cells in reader if cells), 1):
-            yield f"{file}: row {number}", _csv_row(header, cells, reader.line_num)
-    except csv.Error as error:
-        remedy = 'put a text with commas, quotes or line breaks in "…", and double the quotes inside it'
-        raise InputError(f"{file}: line {reader.line_num}: invalid CSV ({error}); {remedy}") from None
+def _csv_blocks(file: Path) -> Iterator[Block]:
+    with opened(file) as stream:
+        yield from _row_blocks(file, csv_entries(stream, file))
 
 
-def _refuse_repeated(header: list[str], file: Path) -> None:
-    for name in header:
-        if header.count(name) > 1:
-            raise InputError(f"{file}: line 1: the header names column '{name}' twice; rename or remove one of them")
+def _row_blocks(file: Path, entries: Iterable[Entry]) -> Iterator[Block]:
+    """Rows as they were read; those before what cannot be read are handed out before the error is raised."""
+    source, failure = iter(entries), None
+    while failure is None:
+        rows: list[Entry] = []
+        try:
+            rows.extend(islice(source, _BLOCK_ROWS))
+        except InputError as error:
+            failure = error
+        if rows:
+            yield Block(file, "rows", rows=tuple(rows))
+        elif failure is None:
+            return
+    raise failure
 
 
-def _csv_row(header: list[str], cells: list[str], line: int) -> Row | InputError:
-    if len(cells) != len(header):
-        seen = f"{len(cells)} cells up to line {line}"
-        rule = f"the header names {len(header)} columns ({shown_names(header)})"
-        return InputError(f'{seen}; {rule}; put a text with commas in "…", or add the missing cells')
-    row: Row = {}
-    for column, cell in zip(header, cells, strict=True):
-        value = _csv_value(cell, column)
-        if isinstance(value, InputError):
-            return value
-        row[column] = value
-    return row
-
-
-def _csv_value(cell: str, column: str) -> str | list[object] | InputError:
-    """The cell's text, except for a list of messages, which CSV can only hold as JSON in a cell."""
-    if not CSV_MESSAGES.match(cell):
-        return cell
-    try:
-        return cast(list[object], json.loads(cell))
-    except (ValueError, RecursionError):
-        seen = f"column '{column}': a list of messages that is not JSON"
-        return InputError(f"{seen}; a cell with messages holds JSON; write it with json.dumps, not str, or use JSONL")
-
-
-def _parquet_entries(stream: BinaryIO, file: Path) -> Iterator[Entry]:
-    import pyarrow
-    import pyarrow.parquet
-
-    if not stream.read(1):
+def _columnar_blocks(file: Path) -> Iterator[Block]:
+    form, packed = str(file_format(file)), is_packed(file)
+    if not file.stat().st_size:
         return
-    stream.seek(0)
-    number = 0
-    try:
-        table = pyarrow.parquet.ParquetFile(io.BytesIO(stream.read()) if isinstance(stream, gzip.GzipFile) else stream)
-        for batch in table.iter_batches(batch_size=PARQUET_BATCH_ROWS):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{file}: row {number}", row
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        cause = str(error).splitlines()[0]
-        raise InputError(f"{file}: row {number + 1}: unreadable Parquet ({cause}); write or fetch it again") from error
+    spans = group_spans(file, BLOCK_BYTES) if form == ".parquet" and not packed else []
+    for start, stop, first in spans:
+        yield Block(file, "groups", first, span=(start, stop))
+    if not spans:
+        with opened(file) as stream:
+            for first, data in batches(stream, file, form, packed):
+                yield Block(file, "batch", first, data=data)
 
 
-_READERS: dict[str, Callable[[BinaryIO, Path], Iterator[Entry]]] = {
-    ".jsonl": _jsonl_entries,
-    ".ndjson": _jsonl_entries,
-    ".json": _json_entries,
-    ".csv": _csv_entries,
-    ".parquet": _parquet_entries,
+_BLOCKS: dict[str, Callable[[Path], Iterator[Block]]] = {
+    ".jsonl": _line_blocks,
+    ".ndjson": _line_blocks,
+    ".json": _json_blocks,
+    ".csv": _csv_blocks,
+    ".parquet": _columnar_blocks,
+    ".arrow": _columnar_blocks,
+    ".feather": _columnar_blocks,
 }

@@ -31,7 +31,9 @@ from tasks.data.conversations import problem, shown, text
 from tasks.data.readers import Row, shown_names
 from tasks.data.sources import read_entries, read_rows
 
-__all__ = ["CheckedRows", "Role", "Row", "check_rows", "digest", "read_rows", "snapshot_identity"]
+__all__ = [
+    "CheckedRows", "Role", "Row", "check_rows", "converted", "digest", "read_rows", "snapshot_identity", "summary",
+]  # fmt: skip
 
 Role = Literal["sft", "preference", "prompts"]
 """What rows are for: supervised fine-tuning; reward modelling and DPO; GRPO and evaluation."""
@@ -68,17 +70,29 @@ def check_rows(
         for place, entry in read_entries(source):
             read += 1
             try:
-                row = _with_system_prompt(_normalised(entry, role), system_prompt)
-                for rule in rules:
-                    check_row(flat(row), rule)
+                row = converted(entry, role, system_prompt, rules)
                 rows.setdefault(digest([row]), row)
             except InputError as error:
                 problems.append(f"{place}: {error}")
     except InputError as error:
         problems.append(str(error))
     if problems:
-        raise InputError(_summary(problems, read))
+        raise InputError(summary(problems, len(problems), read))
     return CheckedRows(rows=list(rows.values()), duplicates=read - len(rows))
+
+
+def converted(
+    entry: Row | InputError, role: Role, system_prompt: str | None, rules: Sequence[Reward | Verifier] = ()
+) -> Row:
+    """One row as it was read in the normal form of `role`; see `check_rows`.
+
+    Raises:
+        InputError: it cannot be used, or was not read; the message lacks file and row.
+    """
+    row = _with_system_prompt(_normalised(entry, role), system_prompt)
+    for rule in rules:
+        check_row(flat(row), rule)
+    return row
 
 
 def digest(rows: Iterable[Row]) -> str:
@@ -94,10 +108,11 @@ def snapshot_identity(rows: Iterable[Row]) -> dict[str, str]:
     return {"rows_sha256": digest(rows)}
 
 
-def _summary(problems: list[str], read: int) -> str:
-    further = len(problems) - SHOWN_PROBLEMS
+def summary(problems: Sequence[str], count: int, read: int) -> str:
+    """The first problems, one a line, and how many of `count` in the rows read are further ones."""
+    further = count - SHOWN_PROBLEMS
     more = [f"… and {further} further problem{'s' if further > 1 else ''} in {read} rows"] if further > 0 else []
-    return "\n".join(problems[:SHOWN_PROBLEMS] + more)
+    return "\n".join([*problems[:SHOWN_PROBLEMS], *more])
 
 
 def _normalised(entry: Row | InputError, role: Role) -> Row:

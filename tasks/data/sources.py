@@ -1,23 +1,25 @@
-"""Rows of a local file, a folder of files or a hub dataset, each with the place that an error about it names.
+"""Rows of local files or a hub dataset, each with the place that an error about it names.
 
-A folder holds files of one format, read in the order of their names. What is no local path and has the form of a hub id
-is loaded with `datasets`.
+A path is a file, a folder, a pattern, or several of these separated by commas; files are read in the order of their
+names, whatever the order in which they are given. A folder holds files of one format. What is no local path and has the
+form of a hub id is loaded with `datasets`.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
+from glob import glob, has_magic
 from itertools import islice
 from pathlib import Path
 
 from models.errors import InputError
-from models.sources import DatasetSource
-from tasks.data.readers import FORMATS, Entry, Row, file_entries, file_format, shown_names
+from models.sources import RowSource
+from tasks.data.readers import FORMATS, Block, Entry, Row, file_blocks, file_entries, file_format, shown_names
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-def read_rows(source: DatasetSource) -> Iterator[tuple[str, Row]]:
+def read_rows(source: RowSource) -> Iterator[tuple[str, Row]]:
     """Each row of `source` with its place, such as `data/sft.jsonl: line 12`; at most `max_rows` of them.
 
     Raises:
@@ -29,7 +31,7 @@ def read_rows(source: DatasetSource) -> Iterator[tuple[str, Row]]:
         yield place, entry
 
 
-def read_entries(source: DatasetSource) -> Iterator[Entry]:
+def read_entries(source: RowSource) -> Iterator[Entry]:
     """Like `read_rows`, but a row that cannot be read comes as an error, and reading goes on after it.
 
     Raises:
@@ -38,40 +40,89 @@ def read_entries(source: DatasetSource) -> Iterator[Entry]:
     return islice(_all_entries(source), source.max_rows)
 
 
-def _all_entries(source: DatasetSource) -> Iterator[Entry]:
-    path = Path(source.path)
+def _all_entries(source: RowSource) -> Iterator[Entry]:
     files = local_files(source)
+    if is_on_hub(source, files):
+        yield from _hub_entries(source)
+    for file in files:
+        yield from file_entries(file)
+
+
+def source_blocks(files: Iterable[Path]) -> Iterator[Block]:
+    """The blocks of files, in order.
+
+    Raises:
+        InputError: a file is damaged, or cannot be read to its end.
+    """
+    for file in files:
+        yield from file_blocks(file)
+
+
+def is_on_hub(source: RowSource, files: list[Path]) -> bool:
+    """Whether the source, which has these local files, is a hub dataset.
+
+    Raises:
+        InputError: it is neither here nor has the form of a hub id, or keys of hub datasets are given for local files.
+    """
+    path = Path(source.path)
     if files:
         _refuse_hub_keys(source)
-        for file in files:
-            yield from file_entries(file)
-    elif HUB_ID.fullmatch(source.path) and not file_format(path):
-        yield from _hub_entries(source)
-    else:
-        raise InputError(f"{path}: no such file or folder; {_nearest_file(path)}")
+        return False
+    if HUB_ID.fullmatch(source.path) and not file_format(path):
+        return True
+    raise InputError(f"{path}: no such file or folder; {_nearest_file(path)}")
 
 
-def local_files(source: DatasetSource) -> list[Path]:
-    """The file itself, or the data files of a folder, where a README and the like are ignored; or nothing.
+def local_files(source: RowSource) -> list[Path]:
+    """The data files that a path names, in the order of their names, or nothing.
+
+    Of a folder, a README and the like are ignored.
 
     Raises:
         InputError: files of no known format, or what cannot be read.
     """
-    path = Path(source.path)
-    try:
-        if not path.exists():
-            return []
-        if path.is_dir():
-            return _folder_files(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error}); correct the path or its permissions") from error
+    whole = Path(source.path)
+    pieces = [piece.strip() for piece in source.path.split(",") if piece.strip()]
+    if len(pieces) < 2 or _exists(whole):
+        return _files(source.path)
+    found = {piece: _files(piece) for piece in pieces}
+    for piece, files in found.items():
+        if not files:
+            raise InputError(f"{piece}: no such file or folder, one of several; {_nearest_file(Path(piece))}")
+    return sorted({file for files in found.values() for file in files}, key=lambda file: (file.name, str(file)))
+
+
+def _files(text: str) -> list[Path]:
+    path = Path(text)
+    if not _exists(path):
+        return _matching_files(text) if has_magic(text) else []
+    if path.is_dir():
+        return _folder_files(path)
     if not file_format(path):
         raise InputError(f"{path}: the ending '{path.suffix}' belongs to no format known here; give {FORMATS}")
     return [path]
 
 
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error}); correct the path or its permissions") from error
+
+
+def _matching_files(pattern: str) -> list[Path]:
+    files = [Path(found) for found in glob(pattern, recursive=True)]  # noqa: PTH207 - patterns are absolute, too
+    files = [file for file in files if file.is_file() and file_format(file)]
+    if not files:
+        raise InputError(f"{pattern}: no data file has such a name; correct the pattern, or give {FORMATS}")
+    return sorted(files, key=lambda file: (file.name, str(file)))
+
+
 def _folder_files(folder: Path) -> list[Path]:
-    files = sorted(file for file in folder.iterdir() if not file.name.startswith(".") and file_format(file))
+    try:
+        files = sorted(file for file in folder.iterdir() if not file.name.startswith(".") and file_format(file))
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error}); correct the path or its permissions") from error
     formats = sorted({str(file_format(file)) for file in files})
     if not files:
         raise InputError(f"{folder}: the folder holds no data file; give {FORMATS}")
@@ -82,7 +133,7 @@ def _folder_files(folder: Path) -> list[Path]:
     return files
 
 
-def _refuse_hub_keys(source: DatasetSource) -> None:
+def _refuse_hub_keys(source: RowSource) -> None:
     split = source.split if source.split != "train" else None
     for key, value in {"name": source.name, "split": split, "revision": source.revision}.items():
         if value is not None:
@@ -98,7 +149,7 @@ def _nearest_file(path: Path) -> str:
     return f"did you mean '{near[0]}'?" if near else "correct the path"
 
 
-def _hub_entries(source: DatasetSource) -> Iterator[Entry]:
+def _hub_entries(source: RowSource) -> Iterator[Entry]:
     from datasets import load_dataset
 
     try:
@@ -111,7 +162,7 @@ def _hub_entries(source: DatasetSource) -> Iterator[Entry]:
         yield f"{source.path} ({source.split}): row {number}", row
 
 
-def _hub_failure(source: DatasetSource, error: Exception) -> str:
+def _hub_failure(source: RowSource, error: Exception) -> str:
     asked = {"name": source.name, "split": source.split, "revision": source.revision}
     shown = ", ".join(f"{key} '{value}'" for key, value in asked.items() if value is not None)
     cause = (str(error).strip() or type(error).__name__).splitlines()[0]
