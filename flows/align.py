@@ -48,7 +48,7 @@ def align(
         resume: Name of an unfinished run of the same recipe, whose record goes on.
     """
     settings = load_settings()
-    needs = preflight(recipe, settings).needs
+    needs = preflight(recipe, settings, keep=True).needs
     run = open_run(recipe, recipe_name, settings.home, force, resume, needs)
     execution = plan_execution(recipe, settings).of_run(run)
 

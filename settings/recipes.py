@@ -19,7 +19,9 @@ from models.recipe import Recipe
 
 _RECIPES = Path(__file__).parent / "recipes"
 _YAML_ENDINGS = {".yaml", ".yml"}
-_FILE_ENDINGS = {".jinja", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz", ".txt", ".ndjson", ".arrow", ".feather", ".zst"}
+_FILE_ENDINGS = {
+    ".jinja", ".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".gz", ".zst",
+}  # fmt: skip
 
 
 class FlagParser(ArgumentParser):

@@ -26,6 +26,7 @@ from tasks.core.loading import training_dataset
 from tasks.core.plan import TrainingPlan
 from tasks.core.trl_rewards import trl_reward
 from tasks.data.checking import read_tables
+from tasks.data.preparations import Preparations
 from tasks.data.rows import Row, check_rows, digest
 from tests.tiny import PROMPTS, answer, tiny_recipe, write_rows
 
@@ -106,7 +107,7 @@ def test_a_recipe_is_refused_where_its_rules_and_its_rows_do_not_fit(tmp_path: P
     asked = tiny_recipe(tmp_path, tiny_data, evaluation={"verifier": {"kind": "exact_answer", "column": "gold"}})
     asked["grpo"]["rewards"] = [{"kind": "choice"}]
     problems: list[str] = []
-    tables = read_tables(Recipe.model_validate(asked), problems)
+    tables = read_tables(Recipe.model_validate(asked), problems, Preparations(tmp_path / "home"))
     assert {"grpo.dataset", "evaluation.prompts"}.isdisjoint(tables)
     grpo, evaluation = ("\n".join(line for line in problems if line.startswith(name)) for name in ("grpo", "eval"))
     assert "grpo.dataset: " in grpo

@@ -203,6 +203,10 @@ def _consistent(name: str, changed: dict[str, Any]) -> dict[str, Any]:
             return changed | {"label_smoothing": 0.0}  # which only `robust` takes
         case "kind":
             return {"kind": changed["kind"], **REWARDS[changed["kind"]]}
+        case "heldout_share":
+            return changed | {"part": "training"}
+        case "part":
+            return changed | {"heldout_share": 0.25}
         case "trl":
             return {"kind": "trl", "trl": "think_format_reward"}
         case _:

@@ -1,6 +1,5 @@
 """Models, tokenizers and datasets as the trainers take them, from finished folders of the artifact root."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +19,7 @@ from models.recipe import Quantization
 from models.stages import TrainingInput
 from tasks.core.columns import packed
 from tasks.core.quantization import load_quantized
+from tasks.data.snapshot import read_rows
 
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -73,8 +73,7 @@ def _load(
 
 def read_snapshot(dataset: Dataset) -> list[dict[str, Any]]:
     """The rows of a snapshot."""
-    with dataset.file.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
+    return list(read_rows(dataset.path))
 
 
 def training_dataset(dataset: Dataset, columns: tuple[str, ...]) -> TrainingDataset:

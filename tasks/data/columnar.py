@@ -62,7 +62,7 @@ def group_rows(file: Path, start: int, stop: int, first: int) -> Iterator[Row]:
         raise unreadable(error, file, number, "Parquet") from error
 
 
-def batches(stream: BinaryIO, file: Path, form: str, packed: bool) -> Iterator[tuple[int, bytes]]:  # noqa: FBT001
+def batches(stream: BinaryIO, file: Path, form: str, packed: bool) -> Iterator[tuple[int, bytes]]:
     """Batches of rows as Arrow streams, each with the number of its first row.
 
     Args:
@@ -118,14 +118,14 @@ def unreadable(error: Exception, file: Path, row: int, form: str) -> InputError:
     return InputError(f"{file}: row {row}: unreadable {form} ({cause}); write or fetch it again")
 
 
-def _parquet_batches(stream: BinaryIO, packed: bool) -> Iterator[Any]:  # noqa: FBT001
+def _parquet_batches(stream: BinaryIO, packed: bool) -> Iterator[Any]:
     import pyarrow.parquet
 
     whole = io.BytesIO(stream.read()) if packed else stream  # its index is at its end
     yield from pyarrow.parquet.ParquetFile(whole).iter_batches(batch_size=_BATCH_ROWS)
 
 
-def _arrow_batches(stream: BinaryIO, packed: bool) -> Iterator[Any]:  # noqa: FBT001
+def _arrow_batches(stream: BinaryIO, packed: bool) -> Iterator[Any]:
     """Of both of Arrow's formats: the file, which is also Feather's, and the stream."""
     import pyarrow
 

@@ -6,7 +6,7 @@ This is what worker processes do; it depends on the block and on what is wanted 
 import heapq
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -111,10 +111,12 @@ def convert(block: Block, wanted: Wanted, most: int | None = None) -> Portion:
                 problems.append(Problem(place, rule, str(error)))
     except InputError as error:
         failure = str(error)
-    return _portion(rows, wanted, read, tuple(problems), failure)
+    portion = portion_of(rows, wanted)
+    return replace(portion, read=read, problems=tuple(problems), failure=failure)
 
 
-def _portion(rows: list[Row], wanted: Wanted, read: int, problems: tuple[Problem, ...], failure: str) -> Portion:
+def portion_of(rows: list[Row], wanted: Wanted) -> Portion:
+    """Rows in normal form, those of the other side of a split left out."""
     prompts, accepted = [prompt_id(row) for row in rows], len(rows)
     if wanted.part != "all":
         kept = [is_heldout(prompt, wanted.heldout_share) == (wanted.part == "heldout") for prompt in prompts]
@@ -122,7 +124,7 @@ def _portion(rows: list[Row], wanted: Wanted, read: int, problems: tuple[Problem
         prompts = [prompt for prompt, keep in zip(prompts, kept, strict=True) if keep]
     lines = [canonical_line(row) for row in rows]
     return Portion(
-        read=read,
+        read=accepted,
         accepted=accepted,
         lines=b"".join(lines),
         sizes=array("Q", map(len, lines)),
@@ -130,8 +132,6 @@ def _portion(rows: list[Row], wanted: Wanted, read: int, problems: tuple[Problem
         table=table_bytes(rows, prompts, wanted.role),
         longest=_longest(rows),
         tokens=array("Q", count_tokens(rows, wanted.tokenizer) if wanted.tokenizer else ()),
-        problems=problems,
-        failure=failure,
     )
 
 

@@ -10,7 +10,7 @@ from itertools import compress
 from pathlib import Path
 
 from models.errors import InputError
-from models.preparation import PartCount, Prepared, TokenStatistics
+from models.preparation import Prepared, TokenStatistics
 from tasks.data.conversion import LONGEST, Portion, Problem, Wanted
 from tasks.data.lines import Row
 from tasks.data.rows import summary
@@ -27,8 +27,8 @@ class Gathering:
     """Where the rows are written."""
     wanted: Wanted
     """What they are to become."""
-    seen: set[bytes] = field(default_factory=set)
-    """Digests of the rows so far."""
+    seen: dict[bytes, None] = field(default_factory=dict)
+    """Digests of the rows so far, in their order."""
     read: int = 0
     """Rows looked at."""
     rows: int = 0
@@ -41,12 +41,13 @@ class Gathering:
     """Rows that cannot be used."""
     problems: list[Problem] = field(default_factory=list)
     """The first of them."""
+    tokens: "array[int]" = field(default_factory=lambda: array("Q"))
+    """Tokens of each row; empty where they are not counted."""
 
     def __post_init__(self) -> None:
         self._writer = Writer(self.folder, self.wanted.role)
         self._sha256 = hashlib.sha256()
         self._longest: list[tuple[int, int, bytes]] = []
-        self._tokens = array("Q")
         self._accepted = 0
 
     def take(self, portion: Portion) -> None:
@@ -63,7 +64,7 @@ class Gathering:
         for line in (portion.lines,) if whole else compress(_lines(portion), keep):
             self._sha256.update(line)
         self._writer.add(portion.table, sizes, None if whole else keep)
-        self._tokens.extend(compress(portion.tokens, keep))
+        self.tokens.extend(compress(portion.tokens, keep))
         self.rows += kept
         self.duplicates += portion.rows - kept
         self.size_bytes += sum(sizes)
@@ -74,7 +75,7 @@ class Gathering:
         if len(self.problems) < _KEPT_PROBLEMS:
             self.problems.append(problem)
 
-    def finish(self, parts: tuple[PartCount, ...] = ()) -> Prepared:
+    def finish(self) -> Prepared:
         """Complete the file and say what it holds.
 
         Raises:
@@ -91,13 +92,12 @@ class Gathering:
             rows_sha256=self._sha256.hexdigest(),
             size_bytes=self.size_bytes,
             longest_rows=tuple(map(_parsed, sorted(self._longest, reverse=True))),
-            tokens=token_statistics(self._tokens),
-            parts=parts,
+            tokens=token_statistics(self.tokens),
         )
 
     def _is_new(self, digest: bytes) -> bool:
         before = len(self.seen)
-        self.seen.add(digest)
+        self.seen.setdefault(digest)
         return len(self.seen) > before
 
     def _note_longest(self, portion: Portion, keep: list[bool]) -> None:

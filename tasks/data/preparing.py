@@ -6,8 +6,8 @@ rows are spread over files.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from models.errors import InputError
@@ -20,19 +20,21 @@ from tasks.data.workers import InThisProcess, Workers
 
 _SMALL_BYTES = 8 << 20
 """Files of at most so many bytes are converted before a worker has started."""
-OnProgress = Callable[[int], None]
-"""Told how many rows were read so far."""
+FETCHED = "fetched.parquet"
+"""Name of the file that holds the rows of a hub dataset."""
 
 
-def prepare(  # noqa: PLR0913 - what, whence, how, where, and whom to tell
-    source: RowSource,
-    files: list[Path],
-    wanted: Wanted,
-    folder: Path,
-    workers: int | None = None,
-    on_progress: OnProgress = lambda rows: None,
-    seen: set[bytes] | None = None,
-) -> Prepared:
+@dataclass(frozen=True)
+class Manner:
+    """How sources are prepared; none of it changes what comes out."""
+
+    workers: int | None = None
+    """Processes; 0: none but this one. Default: none for small files, else as many as there are cores."""
+    on_progress: Callable[[int], None] = lambda rows: None
+    """Told how many rows of the source were read."""
+
+
+def prepare(source: RowSource, files: Sequence[Path], wanted: Wanted, folder: Path, manner: Manner) -> Prepared:
     """Write the rows of files to a folder in normal form.
 
     Args:
@@ -40,28 +42,38 @@ def prepare(  # noqa: PLR0913 - what, whence, how, where, and whom to tell
         files: Local files, in order.
         wanted: What the rows are to become.
         folder: An empty folder.
-        workers: Processes; 0: none but this one. Default: none for small files, else as many as there are cores.
-        on_progress: Told how many rows were read.
-        seen: Digests of rows that count as duplicates; the digests of these rows are added.
+        manner: How.
 
     Raises:
-        InputError: some rows cannot be used; the message gives the first three problems, each with file, row, column,
-            value, rule and remedy, and the number of further ones.
+        InputError: some rows cannot be used, or none is left; the message gives the first three problems, each with
+            file, row, column, value, rule and remedy, and the number of further ones.
         Killed, StageError: a worker ended.
         Stopped: this process is to end.
     """
-    gathering = Gathering(folder, wanted, set() if seen is None else seen)
-    count = _workers(files, wanted) if workers is None else workers
+    prepared = gather(source, files, Gathering(folder, wanted), manner).finish()
+    if not prepared.rows:
+        raise none_left(source.label, wanted)
+    return prepared
+
+
+def none_left(label: str, wanted: Wanted) -> InputError:
+    """What to say of a source of which a split or a mixture leaves nothing."""
+    seen = f"no row of part '{wanted.part}' is there with heldout_share {wanted.heldout_share:g}"
+    return InputError(f"{label}: {seen}; take another share, or add rows")
+
+
+def gather(source: RowSource, files: Sequence[Path], gathering: Gathering, manner: Manner) -> Gathering:
+    """Take all rows of files; what is wrong with them is noted. See `prepare`."""
+    wanted = gathering.wanted
+    count = _workers(files, wanted) if manner.workers is None else manner.workers
     with Workers(wanted, count) if count else InThisProcess(wanted) as converter:
         try:
             for portion in _limited(converter, _blocks(files, source), source.max_rows):
                 gathering.take(portion)
-                on_progress(gathering.read)
-                if portion.failure:
-                    raise InputError(portion.failure)
+                manner.on_progress(gathering.read)
         except InputError as error:
             gathering.note(Problem("", "wrong_type", str(error)))
-    return gathering.finish()
+    return gathering
 
 
 def _workers(files: Iterable[Path], wanted: Wanted) -> int:
@@ -85,15 +97,11 @@ def _is_fetched(file: Path, source: RowSource) -> bool:
     return file.name == FETCHED and not Path(source.path).exists()
 
 
-FETCHED = "fetched.parquet"
-"""Name of the file that holds the rows of a hub dataset."""
-
-
 def _limited(converter: InThisProcess, blocks: Iterable[Block], most: int | None) -> Iterator[Portion]:
     """The portions of the first `most` rows.
 
     Raises:
-        InputError: a file that is read has no rows.
+        InputError: a file that is read has no rows, or cannot be read to its end.
     """
     left, current, found = most, None, 0
     for block, whole in converter.portions(blocks):
@@ -106,6 +114,8 @@ def _limited(converter: InThisProcess, blocks: Iterable[Block], most: int | None
             portion = converter.convert(block, left)
         found += portion.read
         yield portion
+        if portion.failure:
+            raise InputError(portion.failure)
         left = None if left is None else left - portion.read
         if left == 0:
             return

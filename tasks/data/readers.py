@@ -1,9 +1,9 @@
 """Files as blocks of rows: JSONL, JSON, CSV, Parquet and Arrow, packed or not.
 
-A block is what one process reads on its own. Plain JSONL is cut at line ends and Parquet at row groups, and their blocks
-only say where; what can be read from its start alone is read here, and its blocks carry what was read. A row that
-cannot be read comes as an error, so that the rows after it are still looked at; where the rest of a file cannot be read,
-the error is raised.
+A block is what one process reads on its own. Plain JSONL is cut at line ends and Parquet at row groups, and their
+blocks only say where; what can be read from its start alone is read here, and its blocks carry what was read. A row
+that cannot be read comes as an error, so that the rows after it are still looked at; where the rest of a file cannot be
+read, the error is raised.
 """
 
 import zlib
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 from models.errors import InputError
 from tasks.data.columnar import batches, group_rows, group_spans, stream_rows

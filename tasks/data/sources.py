@@ -6,15 +6,16 @@ form of a hub id is loaded with `datasets`.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from difflib import get_close_matches
 from glob import glob, has_magic
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from models.errors import InputError
 from models.sources import RowSource
-from tasks.data.readers import FORMATS, Block, Entry, Row, file_blocks, file_entries, file_format, shown_names
+from tasks.data.readers import FORMATS, Entry, Row, file_entries, file_format, shown_names
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -46,16 +47,6 @@ def _all_entries(source: RowSource) -> Iterator[Entry]:
         yield from _hub_entries(source)
     for file in files:
         yield from file_entries(file)
-
-
-def source_blocks(files: Iterable[Path]) -> Iterator[Block]:
-    """The blocks of files, in order.
-
-    Raises:
-        InputError: a file is damaged, or cannot be read to its end.
-    """
-    for file in files:
-        yield from file_blocks(file)
 
 
 def is_on_hub(source: RowSource, files: list[Path]) -> bool:
@@ -149,7 +140,12 @@ def _nearest_file(path: Path) -> str:
     return f"did you mean '{near[0]}'?" if near else "correct the path"
 
 
-def _hub_entries(source: RowSource) -> Iterator[Entry]:
+def load_from_hub(source: RowSource) -> Any:
+    """A hub dataset as `datasets` holds it.
+
+    Raises:
+        InputError: it cannot be loaded, or has no rows.
+    """
     from datasets import load_dataset
 
     try:
@@ -158,7 +154,11 @@ def _hub_entries(source: RowSource) -> Iterator[Entry]:
         raise InputError(_hub_failure(source, error)) from error
     if not len(rows):
         raise InputError(f"{source.path}: split '{source.split}' holds no rows; name another split")
-    for number, row in enumerate(rows, 1):
+    return rows
+
+
+def _hub_entries(source: RowSource) -> Iterator[Entry]:
+    for number, row in enumerate(load_from_hub(source), 1):
         yield f"{source.path} ({source.split}): row {number}", row
 
 
