@@ -1,8 +1,8 @@
 """Where a recipe's model and its rows come from."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from models.contract import Contract
 
@@ -87,6 +87,13 @@ class DatasetSource(RowSource):
     def sources(self) -> tuple[RowSource, ...]:
         """The one source, or the parts of the mixture."""
         return self.mixture or (self,)
+
+    @model_serializer(mode="wrap")
+    def _as_short_as_can_be(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what is not asked for, so that records of a plain source hold what they always held."""
+        unused = {name for name in ("path", "mixture", "heldout_share") if not getattr(self, name)}
+        unused |= {"part"} if self.part == "all" else set()
+        return {name: value for name, value in serialize(self).items() if name not in unused}
 
     @model_validator(mode="after")
     def _one_kind_of_source(self) -> "DatasetSource":

@@ -28,7 +28,7 @@ from tasks.files import file_digest
 from tasks.licensing import hub_dataset
 from tasks.making import find_or_make
 from tasks.progress import Progress, announce
-from tasks.provenance import provenance, public_source
+from tasks.provenance import provenance, public_source, without_folders
 from tasks.store import ArtifactStore
 from tasks.telling import Teller
 
@@ -64,11 +64,12 @@ def prepare_dataset(
         if there.prepared.identity != identity:
             raise InputError(f"{source.label}: it changed while it was read; run again when nobody writes to it")
         card = _card(source, role, system_prompt, there)
-        return _publish(card, there, execution, store)
+        return _publish(card, without_folders(source).label, there, execution, store)
 
     def read(path: Path, manifest: Manifest) -> Dataset:
-        label = public_source(source)["path"] or source.label
-        return Dataset(path=path, fingerprint=manifest.fingerprint, rows=ready.prepared.rows, source=label)
+        return Dataset(
+            path=path, fingerprint=manifest.fingerprint, rows=ready.prepared.rows, source=without_folders(source).label
+        )
 
     try:
         made = find_or_make("dataset", name, execution, make, read, f"dataset-{name}")
@@ -131,7 +132,7 @@ def _files(located: tuple[Located, ...]) -> dict[str, str]:
     }
 
 
-def _publish(card: SnapshotCard, ready: Ready, execution: Execution, store: ArtifactStore) -> Manifest:
+def _publish(card: SnapshotCard, label: str, ready: Ready, execution: Execution, store: ArtifactStore) -> Manifest:
     identity = ready.prepared.identity
     name = fingerprint(identity)[:ID_LENGTH]
     folder = store.partial("dataset", name)
@@ -149,7 +150,7 @@ def _publish(card: SnapshotCard, ready: Ready, execution: Execution, store: Arti
         kind="dataset",
         fingerprint=fingerprint(identity),
         identity=identity,
-        origin=card.source | said | {"rows": card.rows, "rules": rules},
+        origin={"path": label} | card.source | said | {"rows": card.rows, "rules": rules},
         metrics={"rows": float(card.rows), "duplicates_dropped": float(ready.prepared.duplicates)},
         **provenance(execution),
     )

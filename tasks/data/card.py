@@ -25,7 +25,7 @@ def read_card(folder: Path) -> SnapshotCard | None:
 
 
 def _readme(card: SnapshotCard, first_row: Row | None) -> Iterator[str]:
-    name = card.source["path"] or "mixture of " + ", ".join(part.source for part in card.parts)
+    name = card.source.get("path") or "a mixture"
     yield f"# Snapshot of {name}\n"
     yield from _table({"Rows": f"{card.rows:,} of {card.rows_read:,} read", **_facts(card)})
     if card.parts:
