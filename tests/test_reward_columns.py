@@ -14,7 +14,6 @@ import trl.rewards
 
 from models.artifacts import Checkpoint, Dataset
 from models.errors import InputError, StageError
-from models.fingerprint import canonical_json
 from models.recipe import GRPO, Recipe
 from models.rewards import Reward, Verifier
 from models.sources import DatasetSource
@@ -28,6 +27,7 @@ from tasks.core.trl_rewards import trl_reward
 from tasks.data.checking import read_tables
 from tasks.data.preparations import Preparations
 from tasks.data.rows import Row, check_rows, digest
+from tasks.data.snapshot import write_rows as write_snapshot
 from tests.tiny import PROMPTS, answer, tiny_recipe, write_rows
 
 
@@ -38,7 +38,7 @@ def checked(folder: Path, rows: list[dict[str, Any]], *rules: Reward | Verifier)
 
 def frozen(folder: Path, rows: list[Row]) -> Dataset:
     """The rows as a snapshot."""
-    (folder / "rows.jsonl").write_text("".join(canonical_json(row) + "\n" for row in rows))
+    write_snapshot(folder, rows, "prompts")
     return Dataset(path=folder, fingerprint=digest(rows), rows=len(rows), source="rows.jsonl")
 
 
