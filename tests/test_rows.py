@@ -259,7 +259,7 @@ BAD_VALUES: list[tuple[Role, Row | object, list[str]]] = [
     ("sft", {"prompt": [], "completion": "b"}, ["'prompt'", "the list is empty", "at least one message"]),
     ("sft", {"prompt": 5, "completion": "b"}, ["'prompt'", "got 5", "must be a text or a list", "write it as one"]),
     ("sft", {"prompt": "a", "completion": ""}, ["'completion'", "empty", "fill it in"]),
-    ("sft", {"prompt": "a", "completion": {"role": "assistant"}}, ["'completion'", "got {'role'", "or a list of"]),
+    ("sft", {"prompt": "a", "completion": {"role": "assistant"}}, ["'completion[0]'", "no 'content'", "fill it"]),
     ("sft", {"prompt": "a", "completion": [user("b")]}, ["'completion'", "the user's", "must be an assistant turn"]),
     ("sft", {"prompt": "a", "completion": [user("a"), assistant("b")]}, ["'completion'", "2 messages", "move"]),
     (
@@ -272,8 +272,8 @@ BAD_VALUES: list[tuple[Role, Row | object, list[str]]] = [
     ("sft", {"prompt": [{"content": "a"}], "completion": "c"}, ["'prompt[0]'", "no 'role'", "only 'content'"]),
     (
         "sft",
-        {"messages": [{"from": "human", "value": "a"}]},
-        ["'messages[0]'", "no 'role', only 'from', 'value'", "rename its keys"],
+        {"messages": [{"speaker": "human", "value": "a"}]},
+        ["'messages[0]'", "no 'role', only 'speaker', 'value'", "rename its keys"],
     ),
     (
         "sft",
@@ -282,8 +282,8 @@ BAD_VALUES: list[tuple[Role, Row | object, list[str]]] = [
     ),
     (
         "sft",
-        {"prompt": [{"role": "gpt", "content": "a"}], "completion": "c"},
-        ["'prompt[0]'", "unknown role 'gpt'", "rename it or remove the row"],
+        {"prompt": [{"role": "narrator", "content": "a"}], "completion": "c"},
+        ["'prompt[0]'", "unknown role 'narrator'", "rename it or remove the row"],
     ),
     ("sft", {"prompt": [{"role": ["user"], "content": "a"}], "completion": "c"}, ["unknown role ['user']"]),
     ("sft", {"prompt": [{"role": "user"}], "completion": "c"}, ["'prompt[0]'", "no 'content'", "fill it in"]),
@@ -295,13 +295,13 @@ BAD_VALUES: list[tuple[Role, Row | object, list[str]]] = [
     ),
     (
         "sft",
-        {"prompt": [{"role": "user", "content": [{"type": "text", "text": "a"}]}], "completion": "c"},
-        ["'prompt[0].content'", "got [{'text': 'a'", "must be a text", "change it"],
+        {"prompt": [{"role": "user", "content": [{"type": "image_url", "image_url": "a"}]}], "completion": "c"},
+        ["'prompt[0].content[0]'", "a part of type 'image_url'", "only text can be trained on", "leave it out"],
     ),
     (
         "sft",
-        {"messages": [user("a"), {"role": "assistant", "content": "b", "tool_calls": [{"name": "f"}]}]},
-        ["'messages[1]'", "'tool_calls'", "write it into content"],
+        {"messages": [user("a"), {"role": "assistant", "content": "b", "tool_calls": ["f"]}]},
+        ["'messages[1].tool_calls'", "got 'f', which is no JSON", "a call is", "correct it"],
     ),
     ("sft", {"messages": None}, ["'messages'", "null"]),
     ("sft", {"messages": "a"}, ["'messages'", "got 'a'", "must be a list of"]),

@@ -27,7 +27,7 @@ from tasks.core.columns import flat, plain
 from tasks.core.verifiers.checking import check_row
 from tasks.core.verifiers.expected import answers
 from tasks.data import conversations
-from tasks.data.conversations import problem, shown, text
+from tasks.data.problems import problem, shown, text
 from tasks.data.readers import Row, shown_names
 from tasks.data.sources import read_entries, read_rows
 
