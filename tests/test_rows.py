@@ -314,7 +314,7 @@ BAD_VALUES: list[tuple[Role, Row | object, list[str]]] = [
     ("sft", "text", ["a string", "a row is a JSON object"]),
     ("sft", None, ["the row is null", "a row is a JSON object"]),
     ("preference", {"prompt": "a", "chosen": "b"}, ["'rejected'", "missing", "'prompt', 'chosen'"]),
-    ("preference", {"chosen": "b", "rejected": "c"}, ["'prompt'", "missing", "whole conversations"]),
+    ("preference", {"chosen": "b", "rejected": "c"}, ["'prompt'", "missing", "a row needs a prompt"]),
     (
         "preference",
         {"prompt": "a", "chosen": "b", "rejected": "b"},
@@ -416,7 +416,11 @@ BAD_FILES: dict[str, tuple[str, bytes, list[str]]] = {
     "too many cells": ("a.csv", b"prompt,completion\na,b,c\n", ["a.csv: row 1: 3 cells", "'prompt', 'completion'"]),
     "open quote": ("a.csv", b'prompt,completion\n"a,b\n', ["a.csv: line 2: invalid CSV", "double the quotes"]),
     "header twice": ("a.csv", b"prompt,prompt\na,b\n", ["a.csv: line 1", "'prompt' twice", "rename or remove"]),
-    "other separator": ("a.csv", b"prompt;completion\na;b\n", ["a.csv: row 1", "columns found: 'prompt;completion'"]),
+    "other separator": (
+        "a.csv",
+        b"prompt;completion\na;b\n",
+        ["a.csv: columns found: 'prompt;completion'", "nearest is"],
+    ),
     "empty cell": ("a.csv", b"prompt,completion\na,\n", ["a.csv: row 1: column 'completion'", "empty"]),
     "python in a cell": (
         "a.csv",
@@ -450,7 +454,7 @@ def test_first_three_problems_are_listed_and_the_others_counted(tmp_path: Path) 
 
 
 def test_what_ends_a_file_is_listed_after_its_rows(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_bytes(b'{"prompt": ""}\n\xff\n')
+    (tmp_path / "a.jsonl").write_bytes(b'{"prompt": "", "completion": "a"}\n\xff\n')
     lines = refusal(tmp_path / "a.jsonl", "sft").splitlines()
     assert [line.partition("a.jsonl: ")[2][:6] for line in lines] == ["line 1", "line 2"]
 

@@ -1,4 +1,4 @@
-"""One turn of a conversation, in any of the spellings that data has, as a message of the normal form.
+r"""One turn of a conversation, in any of the spellings that data has, as a message of the normal form.
 
     {"role": "user", "content": "…"}                                   TRL, Transformers, OpenAI
     {"from": "human", "value": "…"}                                    ShareGPT
