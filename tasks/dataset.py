@@ -43,7 +43,9 @@ def prepare_dataset(
 
     def make(store: ArtifactStore, teller: Teller, options: ChildOptions) -> Manifest:
         rules = {"duplicates_dropped": checked.duplicates, "system_prompt": system_prompt}
-        origin = public_source(source) | _content(source) | {"rows": len(checked.rows), "rules": rules}
+        rules |= {"unpaired_dropped": checked.unpaired} if checked.unpaired else {}
+        told = {"rows": len(checked.rows), "rules": rules, "recognised": checked.recognised}
+        origin = public_source(source) | _content(source) | told
         return _write_and_publish(identity, checked, origin, execution, store)
 
     def read(path: Path, manifest: Manifest) -> Dataset:

@@ -175,9 +175,9 @@ def dataset_source(step: Step) -> DatasetSource:
     origin = step.record.origin
     if "files" in origin or "commit" not in origin:
         raise _not_here(step, "its rows came from local files")
-    return DatasetSource.model_validate(
-        {key: origin.get(key) for key in ("path", "name", "split", "max_rows")} | {"revision": origin["commit"]}
-    )
+    asked = {key: origin.get(key) for key in ("path", "name", "split", "max_rows", "format", "columns")}
+    given = {key: value for key, value in asked.items() if value is not None}
+    return DatasetSource.model_validate(given | {"revision": origin["commit"]})
 
 
 def _not_here(step: Step, why: str) -> InputError:

@@ -11,7 +11,7 @@ from models.errors import InputError
 from models.fingerprint import fingerprint
 from models.measurement import Evaluation
 from models.recipe import DPO, GRPO, SFT, RewardModel, Training
-from models.sources import BaseModelSource, DatasetSource
+from models.sources import BaseModelSource, Columns, DatasetSource
 from models.stages import DPOInput, GRPOInput, RewardInput, SFTInput, TrainingInput
 from tasks.base_model_check import locate
 from tasks.core.conversion import prepare_tokenizer
@@ -130,7 +130,8 @@ def test_every_field_of_a_dataset_changes_its_rows(
 ) -> None:
     source = DatasetSource(path=str(tiny_data / f"{file}.jsonl"))
     # Configuration, split and revision belong to the hub: with a local file they are refused, not ignored.
-    values = {"path": str(tiny_data / f"{other}.jsonl"), "max_rows": 3}
+    columns = Columns(prompt="question")
+    values = {"path": str(tiny_data / f"{other}.jsonl"), "max_rows": 3, "format": "sharegpt", "columns": columns}
     changed = source.model_copy(update={field: values.get(field, "other")})
     assert rows_or_refusal(changed, role) != rows_or_refusal(source, role)
 

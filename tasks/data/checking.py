@@ -36,6 +36,10 @@ class DatasetCheck(Contract):
     """Rows that will be used."""
     duplicates: int
     """Rows left out because an earlier one is equal."""
+    recognised: str = ""
+    """The format: what was recognised, how it is read, and what of it is left out."""
+    unpaired: int = 0
+    """Rows left out because nothing was there to make a pair with them."""
     fingerprint: str
     """Of the snapshot that the rows will be frozen as."""
     size_bytes: int
@@ -117,6 +121,8 @@ def _read_table(place: str, source: DatasetSource, role: Role, system_prompt: st
         path=source.path,
         rows=len(checked.rows),
         duplicates=checked.duplicates,
+        recognised=checked.recognised,
+        unpaired=checked.unpaired,
         fingerprint=fingerprint(snapshot_identity(checked.rows)),
         size_bytes=sum(sizes) + len(sizes),
         longest_rows=tuple(nlargest(_LONGEST, checked.rows, key=_characters)),
@@ -125,9 +131,13 @@ def _read_table(place: str, source: DatasetSource, role: Role, system_prompt: st
 
 
 def _characters(row: Row) -> int:
-    """Size of the prompt with the longest reply to it."""
-    lengths = {part: sum(len(turn["content"]) for turn in row[part]) for part in _CONVERSATIONS if part in row}
-    return lengths.pop("prompt") + max(lengths.values(), default=0)
+    """Size of the prompt with the longest reply to it, and of the tools."""
+    lengths = {part: sum(map(_spoken, row[part])) for part in _CONVERSATIONS if part in row}
+    return lengths.pop("prompt") + max(lengths.values(), default=0) + len(row.get("tools", ""))
+
+
+def _spoken(turn: dict[str, str]) -> int:
+    return len(turn["content"]) + len(turn.get("tool_calls", ""))
 
 
 def _prompt_key(row: Row) -> str:
