@@ -218,6 +218,12 @@ def test_real_files_are_recognised_or_refused(name: str, role: Role) -> None:
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the real data is not here")
+def test_every_real_file_is_tried() -> None:
+    files = {f"{file.parent.name}/{file.name}" for file in SHARED.glob("*/*") if file.suffix in {".json", ".jsonl"}}
+    assert files == set(REAL)
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the real data is not here")
 def test_real_files_are_read_by_a_mapping() -> None:
     solutions = {"prompt": "question", "completion": "175b_verification.solution"}
     found = check(SHARED / "gsm8k" / "example_model_solutions.jsonl", "sft", columns=solutions)

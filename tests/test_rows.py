@@ -20,8 +20,6 @@ from models.errors import InputError
 from models.sources import DatasetSource
 from tasks.data.rows import CheckedRows, Role, Row, check_rows, digest, read_rows
 
-SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
-
 
 def user(content: str) -> dict[str, str]:
     """A user turn."""
@@ -513,23 +511,6 @@ def test_no_heavy_library_is_imported() -> None:
 
 
 ROLES: tuple[Role, ...] = get_args(Role)
-# The files that hold rows in a form known here, each with what it is for and how many rows it gives.
-FITTING = {
-    "ifeval/input_data.jsonl": ("prompts", 541),
-    "llama_factory/kto_en_demo.json": ("sft", 300),
-    "torchtune_assets/hh_rlhf_tiny.json": ("preference", 1),
-}
-SHARED_FILES = sorted(file for file in SHARED.glob("*/*") if file.suffix in {".jsonl", ".json", ".csv", ".parquet"})
-
-
-@pytest.mark.parametrize("role", ROLES)
-@pytest.mark.parametrize("file", SHARED_FILES, ids=lambda file: f"{file.parent.name}/{file.name}")
-def test_real_files_load_or_are_refused(file: Path, role: Role) -> None:
-    fitting, rows = FITTING.get(f"{file.parent.name}/{file.name}", ("", 0))
-    if role == fitting:
-        assert len(check(file, role).rows) == rows
-    else:
-        assert str(file) in refusal(file, role)
 
 
 JSON_VALUES = st.recursive(

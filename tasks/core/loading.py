@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 from datasets import Dataset as TrainingDataset
-from datasets import Json, List
+from datasets import Features, Json, List
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -94,17 +94,23 @@ def training_dataset(
     Raises:
         StageError: it does not show them.
     """
-    rows = [{column: row[column] for column in columns if column in row} for row in read_snapshot(dataset)]
+    rows = read_snapshot(dataset)
     if tokenizer:
         refuse_unshown_tools(tokenizer, rows)
-    table = TrainingDataset.from_list(packed(rows))
+    # Arrow takes the names of the columns from the first row.
+    offered = {"tools": None} if "tools" in columns and any("tools" in row for row in rows) else {}
+    named = [offered | {column: row[column] for column in columns if column in row} for row in rows]
+    table = TrainingDataset.from_list(packed(named))
     return _with_calls(table, rows) if any(map(calls_tools, rows)) else table
 
 
 def _with_calls(table: TrainingDataset, rows: list[dict[str, Any]]) -> TrainingDataset:
     """The table with calls as objects, whose arguments have no type in common."""
     turns = [name for name in ("prompt", "completion", "chosen", "rejected") if name in table.features]
-    columns = {name: [for_template(row[name]) for row in rows] for name in turns}
-    for name in turns:
-        table = table.remove_columns(name).add_column(name, columns[name], feature=List(Json()))
-    return table
+    structured = [
+        packed_row | {name: for_template(row[name]) for name in turns}
+        for packed_row, row in zip(table, rows, strict=True)
+    ]
+    return TrainingDataset.from_list(
+        structured, features=Features(table.features | {name: List(Json()) for name in turns})
+    )
