@@ -273,7 +273,6 @@ def _notes(recipe: Recipe, machine: Machine, precision: Precision, tables: dict[
     for reward in recipe.grpo.other_reward_models if recipe.grpo and not recipe.evaluation.preferences else ():
         yield f"grpo.rewards: {reward.label} is not judged before it is used, for want of evaluation.preferences"
     for table in tables.values():
-        yield f"{table.check.place}: {table.check.recognised}"
         if table.check.duplicates:
             yield f"{table.check.place}: {table.check.duplicates} duplicate rows are left out"
         if table.check.unpaired:

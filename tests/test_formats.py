@@ -98,7 +98,9 @@ def test_unknown_columns_are_told_with_the_nearest(
 
 @pytest.mark.parametrize(("role", "row", "columns", "normal"), MAPPED)
 def test_a_mapping_comes_before_recognition(role: Role, row: Row, columns: dict[str, str], normal: Row) -> None:
-    assert known([row], role, columns=columns).convert(row) == normal
+    form = known([row], role, columns=columns)
+    assert form.convert(row) == normal
+    assert all(f"`{target}` is '{column}'" in form.sentence for target, column in columns.items())
 
 
 def test_every_target_of_a_mapping_is_used() -> None:

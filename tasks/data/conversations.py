@@ -146,8 +146,10 @@ def refuse_equal(chosen: list[Message], rejected: list[Message], column: str = "
 def _refuse_stray_results(turns: list[Message], column: str) -> None:
     """Raise RowProblem where a tool's result follows neither a call nor another result."""
     for index, turn in enumerate(turns):
+        if turn["role"] != "tool":
+            continue
         before = turns[index - 1] if index else None
-        if turn["role"] != "tool" or (before and (before["role"] == "tool" or "tool_calls" in before)):
+        if before and (before["role"] == "tool" or "tool_calls" in before):
             continue
         seen = f"a tool's result follows {_of(before['role']) + ' turn' if before else 'nothing'}"
         rule, remedy = "it must follow a call of a tool", "add the call (tool_calls) or remove the row"

@@ -40,6 +40,9 @@ _ROLE_OF = {role: role for role in ROLES} | {
     "ipython": "tool",
 }
 """The role of each name that speakers go by."""
+_PLAIN = {"role", "content"}
+_SPOKEN = ("system", "user", "assistant")
+"""Roles whose turn is all said with these two keys; most turns are such, and there are millions of them."""
 _CALLERS = ("function_call", "tool_call")
 """Speakers whose text is a call."""
 _PARTS = {
@@ -60,6 +63,8 @@ def message(value: object, column: str) -> Message:
     """
     if not isinstance(value, dict):
         raise problem(column, f"got {shown(value)}", _MESSAGE_RULE, "write it as one")
+    if value.keys() == _PLAIN and value["role"] in _SPOKEN and isinstance(value["content"], str):
+        return {"role": value["role"], "content": text(value["content"], f"{column}.content")}
     speaker = _speaker(value, column)
     role = _ROLE_OF[speaker]
     content, calls, reasoning = _said(value, speaker, column)

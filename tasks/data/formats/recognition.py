@@ -63,7 +63,7 @@ def _format(reading: Reading, sample: Sample, role: Role, mapping: Mapping) -> F
     return Format(
         key=key,
         name=NAMES[key],
-        sentence=sentence(reading, sample, role),
+        sentence=sentence(reading, sample, role, mapping),
         role=role,
         mapping=mapping,
         read=reading.read,

@@ -6,6 +6,7 @@ from typing import Any
 
 from models.errors import InputError
 from models.sources import FormatName
+from tasks.data.formats.mapping import Mapping
 from tasks.data.formats.reading import Reading, Role, Sample
 from tasks.data.readers import shown_names
 
@@ -36,9 +37,11 @@ _KNOWN: dict[Role, tuple[tuple[str, ...], ...]] = {
 """Columns of the formats that an error names as the nearest."""
 
 
-def sentence(reading: Reading, sample: Sample, role: Role) -> str:
+def sentence(reading: Reading, sample: Sample, role: Role, mapping: Mapping) -> str:
     """What was recognised, how it is read, and what is left out."""
     told = [f"{NAMES[reading.format or 'standard']}: {reading.words}", *_remarks(reading, sample, role)]
+    if mapping:
+        told.append("by the recipe " + ", ".join(f"`{target}` is '{column}'" for target, column in mapping))
     read = {*reading.columns, "kind", *(["tools"] if role != "prompts" else [])}
     others = [name for name in sample.columns if name not in read]
     if others and role == "prompts":
