@@ -47,8 +47,12 @@ class Prepared(Contract):
     """Rows of the source that were looked at."""
     duplicates: int
     """Rows left out because an earlier one is equal."""
+    unpaired: int = 0
+    """Rows left out because nothing was there to make a pair with them."""
     other_side: int = 0
     """Rows on the other side of the held-out split."""
+    recognised: str = ""
+    """The format: what was recognised, how it is read, and what of it is left out; of a mixture, for each part."""
     rows_sha256: str
     """SHA-256 over the rows' canonical JSON, one a line, 64 hexadecimal digits."""
     size_bytes: int
@@ -97,7 +101,7 @@ class SnapshotCard(Contract):
     """The parts of a mixture, with the rows taken from each."""
     tokens: TokenStatistics | None = None
     """Where they were counted."""
-    recognised: str | None = None
-    """The format that the source's rows were recognised as; none: not told."""
+    recognised: str = ""
+    """The format: what was recognised, how it is read, and what of it is left out; of a mixture, for each part."""
     example: dict[str, Any] | None = None
     """A row as the chat template renders it, and its tokens; none: not rendered."""

@@ -35,6 +35,58 @@ class BaseModelSource(Contract):
         return self
 
 
+FormatName = Literal[
+    "standard",
+    "messages",
+    "sharegpt",
+    "alpaca",
+    "question_answer",
+    "gsm8k",
+    "choices",
+    "turns",
+    "self_instruct",
+    "hh",
+    "unpaired",
+    "reply_tree",
+]
+"""Names of the formats; docs/data.md describes them."""
+
+
+class Columns(Contract):
+    """Names of the source's columns, for what the formats cannot know; a dot goes into an object (`best.text`)."""
+
+    prompt: str | None = Field(None, title="Prompt")
+    """Holds the prompt: a text or messages."""
+    completion: str | None = Field(None, title="Completion")
+    """Holds the reply that SFT trains on."""
+    messages: str | None = Field(None, title="Messages")
+    """Holds the whole conversation."""
+    chosen: str | None = Field(None, title="Chosen")
+    """Holds the better reply of a pair."""
+    rejected: str | None = Field(None, title="Rejected")
+    """Holds the worse reply of a pair."""
+    answer: str | None = Field(None, title="Answer")
+    """Holds the accepted answer or answers of a prompt."""
+    input: str | None = Field(None, title="Input")
+    """Holds a text that is put under the prompt, after a blank line."""
+    system: str | None = Field(None, title="System message")
+    """Holds the system message."""
+    tools: str | None = Field(None, title="Tools")
+    """Holds the functions that the model may call."""
+    label: str | None = Field(None, title="Label")
+    """Says which of two responses is better, or whether a completion is good."""
+    scores: str | None = Field(None, title="Scores")
+    """Holds a number for each response, of which the highest is best."""
+    ranks: str | None = Field(None, title="Ranks")
+    """Holds a number for each response, of which the lowest is best."""
+    kind: str | None = Field(None, title="Kind")
+    """Names the group of rows that figures are given for."""
+
+    def named(self) -> dict[str, str]:
+        """The source's column for each that the recipe names."""
+        return {target: column for target, column in self.model_dump().items() if column is not None}
+
+
 class RowSource(Contract):
     """Rows of local files or of a hub dataset."""
 
@@ -50,6 +102,10 @@ class RowSource(Contract):
     """Commit, tag or branch of a hub dataset."""
     max_rows: Positive | None = Field(None, title="Most rows")
     """Use the first so many rows only."""
+    format: Literal["auto", FormatName] = Field("auto", title="Format")
+    """How the rows are read; `auto`: as their columns say, and where they can be read in several ways, not at all."""
+    columns: Columns | None = Field(None, title="Column mapping")
+    """The source's columns where they have other names than the formats know; they come first."""
     license: str | None = Field(None, title="Licence")
     """SPDX identifier, such as `cc-by-4.0`, for model cards; default: what the hub says of a hub dataset."""
 

@@ -105,10 +105,11 @@ def _card(source: DatasetSource, role: Role, system_prompt: str | None, ready: R
         system_prompt=system_prompt,
         rows_read=found.read,
         rows=found.rows,
-        rules={"duplicate": found.duplicates},
+        rules={"duplicate": found.duplicates, "unpaired": found.unpaired},
         other_side=found.other_side,
         parts=found.parts,
         tokens=found.tokens,
+        recognised=found.recognised,
         **_said(source, ready.located),
     )
 
@@ -140,8 +141,11 @@ def _publish(card: SnapshotCard, label: str, ready: Ready, execution: Execution,
     folder.mkdir(parents=True)
     (ready.folder / ROWS).rename(folder / ROWS)
     write_card(folder, card, next(islice(read_rows(folder), 1), None))
-    rules = {"duplicates_dropped": ready.prepared.duplicates, "system_prompt": card.system_prompt}
+    rules: dict[str, Any] = {"duplicates_dropped": ready.prepared.duplicates, "system_prompt": card.system_prompt}
+    if ready.prepared.unpaired:
+        rules["unpaired_dropped"] = ready.prepared.unpaired
     said: dict[str, Any] = {"files": card.files} if card.files else {}
+    said |= {"rows": card.rows, "rules": rules, "recognised": card.recognised}
     said |= {"commit": card.revision} if card.revision else {}
     said |= {"license": card.license} if card.license else {}
     return store.publish(
@@ -150,7 +154,7 @@ def _publish(card: SnapshotCard, label: str, ready: Ready, execution: Execution,
         kind="dataset",
         fingerprint=fingerprint(identity),
         identity=identity,
-        origin={"path": label} | card.source | said | {"rows": card.rows, "rules": rules},
+        origin={"path": label} | card.source | said,
         metrics={"rows": float(card.rows), "duplicates_dropped": float(ready.prepared.duplicates)},
         **provenance(execution),
     )

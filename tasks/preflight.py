@@ -287,3 +287,5 @@ def _notes(recipe: Recipe, machine: Machine, precision: Precision, tables: dict[
     for table in tables.values():
         if table.check.duplicates:
             yield f"{table.check.place}: {table.check.duplicates} duplicate rows are left out"
+        if table.check.unpaired:
+            yield f"{table.check.place}: {table.check.unpaired} rows are in no pair and are left out"

@@ -175,7 +175,8 @@ def dataset_source(step: Step) -> DatasetSource:
     origin = step.record.origin
     if "files" in origin or "commit" not in origin:
         raise _not_here(step, "its rows came from local files")
-    asked = {key: origin.get(key) for key in ("path", "name", "split", "max_rows", "heldout_share", "part")}
+    keys = ("path", "name", "split", "max_rows", "heldout_share", "part", "format", "columns")
+    asked = {key: origin.get(key) for key in keys}
     given = {key: value for key, value in asked.items() if value is not None}
     return DatasetSource.model_validate(given | {"revision": origin["commit"]})
 

@@ -51,7 +51,7 @@ def _facts(card: SnapshotCard) -> dict[str, str]:
         "Rules applied": ", ".join(f"{rule} {count:,}" for rule, count in card.rules.items() if count),
         "On the other side of the split": f"{card.other_side:,}" if card.other_side else "",
         "System prompt": card.system_prompt or "",
-        "Recognised as": card.recognised or "",
+        "Recognised": card.recognised,
         "Tokens of a row": lengths or "",
         "Revision": card.revision or "",
         "Licence": card.license or "not stated",

@@ -33,6 +33,10 @@ class DatasetCheck(Contract):
     """Rows that will be used."""
     duplicates: int
     """Rows left out because an earlier one is equal."""
+    recognised: str = ""
+    """The format: what was recognised, how it is read, and what of it is left out."""
+    unpaired: int = 0
+    """Rows left out because nothing was there to make a pair with them."""
     fingerprint: str
     """Of the snapshot that the rows will be frozen as."""
     size_bytes: int
@@ -120,6 +124,8 @@ def _read_table(place: str, source: DatasetSource, wanted: Wanted, preparations:
         path=source.label,
         rows=found.rows,
         duplicates=found.duplicates,
+        recognised=found.recognised,
+        unpaired=found.unpaired,
         fingerprint=fingerprint(found.identity),
         size_bytes=found.size_bytes,
         longest_rows=found.longest_rows,

@@ -13,10 +13,11 @@ from typing import Literal
 
 from models.errors import InputError
 from models.rewards import Reward, Verifier
+from tasks.data.formats.format import Format
 from tasks.data.identity import DIGEST_BYTES, canonical_line, is_heldout, line_digest, prompt_id
 from tasks.data.problems import RowProblem
 from tasks.data.readers import Block, Row, read_block
-from tasks.data.rows import Role, converted
+from tasks.data.rows import Role, converted, with_system_prompt
 from tasks.data.snapshot import table_bytes
 from tasks.data.tokens import count_tokens
 
@@ -39,6 +40,8 @@ class Wanted:
     """Share of the prompts that are held out, from 0 to 1."""
     part: Literal["all", "training", "heldout"] = "all"
     """Which side of that split to keep."""
+    form: Format | None = None
+    """The format of the source's rows; none: not recognised yet."""
     tokenizer: Path | None = None
     """A folder with a tokenizer and a chat template, with which tokens are counted."""
 
@@ -80,6 +83,8 @@ class Portion:
     """Tokens of each row; empty where they are not counted."""
     problems: tuple[Problem, ...] = ()
     """Rows that cannot be used."""
+    uncombined: tuple[Row, ...] = ()
+    """Rows of which pairs are to be made once all are there; they are not among the rows above."""
     failure: str = ""
     """Why the rest of the file cannot be read."""
 
@@ -99,24 +104,32 @@ class Portion:
 
 
 def convert(block: Block, wanted: Wanted, most: int | None = None) -> Portion:
-    """Bring a block's rows, at most so many of them, to normal form, and measure them."""
+    """Bring a block's rows, at most so many of them, to normal form, and measure them.
+
+    Rows of which pairs are yet to be made are left to be combined.
+    """
+    form = wanted.form
+    if form is None:
+        raise ValueError("the format of the rows has to be recognised before they are converted")
     rows, problems, read, failure = [], [], 0, ""
     try:
         for place, entry in islice(read_block(block), most):
             read += 1
             try:
-                rows.append(converted(entry, wanted.role, wanted.system_prompt, wanted.rules))
+                rows.append(converted(entry, form, wanted.rules))
             except InputError as error:
                 rule = error.rule if isinstance(error, RowProblem) else "wrong_type"
                 problems.append(Problem(place, rule, str(error)))
     except InputError as error:
         failure = str(error)
-    portion = portion_of(rows, wanted)
-    return replace(portion, read=read, problems=tuple(problems), failure=failure)
+    apart = tuple(rows) if form.combine else ()
+    portion = portion_of([] if apart else rows, wanted)
+    return replace(portion, read=read, problems=tuple(problems), failure=failure, uncombined=apart)
 
 
-def portion_of(rows: list[Row], wanted: Wanted) -> Portion:
-    """Rows in normal form, those of the other side of a split left out."""
+def portion_of(rows: Sequence[Row], wanted: Wanted) -> Portion:
+    """Rows in normal form with the system prompt, those of the other side of a split left out."""
+    rows = [with_system_prompt(row, wanted.system_prompt) for row in rows]
     prompts, accepted = [prompt_id(row) for row in rows], len(rows)
     if wanted.part != "all":
         kept = [is_heldout(prompt, wanted.heldout_share) == (wanted.part == "heldout") for prompt in prompts]
@@ -141,8 +154,10 @@ def _longest(rows: Sequence[Row]) -> tuple[tuple[int, int], ...]:
 
 
 def characters(row: Row) -> int:
-    """Size of the prompt with the longest reply to it."""
-    lengths = {
-        part: sum(len(turn.get("content") or "") for turn in row[part]) for part in _CONVERSATIONS if part in row
-    }
-    return lengths.pop("prompt") + max(lengths.values(), default=0)
+    """Size of the prompt with the longest reply to it, and of the tools."""
+    lengths = {part: sum(map(_spoken, row[part])) for part in _CONVERSATIONS if part in row}
+    return lengths.pop("prompt") + max(lengths.values(), default=0) + len(row.get("tools", ""))
+
+
+def _spoken(turn: Row) -> int:
+    return len(turn.get("content") or "") + len(turn.get("tool_calls", ""))

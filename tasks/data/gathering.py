@@ -37,6 +37,8 @@ class Gathering:
     """Rows left out because an earlier one is equal."""
     size_bytes: int = 0
     """Size of the rows' canonical JSON."""
+    unpaired: int = 0
+    """Rows left out because nothing was there to make a pair with them."""
     problem_count: int = 0
     """Rows that cannot be used."""
     problems: list[Problem] = field(default_factory=list)
@@ -88,6 +90,8 @@ class Gathering:
             rows=self.rows,
             read=self.read,
             duplicates=self.duplicates,
+            unpaired=self.unpaired,
+            recognised=self.wanted.form.sentence if self.wanted.form else "",
             other_side=self._accepted - self.rows - self.duplicates,
             rows_sha256=self._sha256.hexdigest(),
             size_bytes=self.size_bytes,

@@ -14,7 +14,7 @@ from tasks.data.conversion import Wanted
 from tasks.data.sources import is_on_hub, local_files
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_CODE = ("tasks/data", "tasks/core/verifiers", "tasks/core/columns.py", "models/fingerprint.py")
+_CODE = ("tasks/data", "tasks/core/verifiers", "tasks/core/columns.py", "models/fingerprint.py", "models/sources.py")
 """What decides how a source becomes rows."""
 
 
@@ -88,6 +88,6 @@ def _code_digest() -> str:
     root, code = Path(__file__).parents[2], hashlib.sha256()
     for name in _CODE:
         place = root / name
-        for path in sorted(place.glob("*.py")) if place.is_dir() else [place]:
+        for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
             code.update(path.read_bytes())
     return code.hexdigest()

@@ -18,11 +18,10 @@ from models.sources import DatasetSource, MixturePart
 from tasks.data.conversion import Wanted, portion_of
 from tasks.data.gathering import Gathering
 from tasks.data.identity import canonical_line
-from tasks.data.preparing import Manner, gather, none_left
+from tasks.data.preparing import PORTION_ROWS, Manner, gather, none_left
 from tasks.data.snapshot import read_rows
 
 _BUCKET_BYTES = 16 << 20
-_PORTION_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,12 @@ def mix(
     buckets = 1 + sum(part.prepared.size_bytes for part in parts) // _BUCKET_BYTES
     for bucket in _spread(parts, [count.rows for count in counts], folder, buckets):
         _take(bucket, mixed)
-    sums = {key: sum(getattr(part.prepared, key) for part in parts) for key in ("read", "duplicates", "other_side")}
-    return mixed.finish().model_copy(update={**sums, "parts": counts})
+    sums = {
+        key: sum(getattr(part.prepared, key) for part in parts)
+        for key in ("read", "duplicates", "unpaired", "other_side")
+    }
+    told = "; ".join(f"{count.source}: {part.prepared.recognised}" for count, part in zip(counts, parts, strict=True))
+    return mixed.finish().model_copy(update={**sums, "recognised": told, "parts": counts})
 
 
 def _gathered(
@@ -131,8 +134,8 @@ def _spread(parts: list[_Part], counts: list[int], folder: Path, buckets: int) -
 
 
 def _take(bucket: list[bytes], mixed: Gathering) -> None:
-    for start in range(0, len(bucket), _PORTION_ROWS):
-        parts = [line.split(b" ", 2) for line in bucket[start : start + _PORTION_ROWS]]
+    for start in range(0, len(bucket), PORTION_ROWS):
+        parts = [line.split(b" ", 2) for line in bucket[start : start + PORTION_ROWS]]
         portion = portion_of([json.loads(line) for _, _, line in parts], mixed.wanted)
         lengths = [int(tokens) for _, tokens, _ in parts]
         mixed.take(replace(portion, tokens=array("Q", lengths if any(lengths) else ())))

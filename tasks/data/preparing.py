@@ -8,18 +8,23 @@ rows are spread over files.
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from models.errors import InputError
 from models.preparation import Prepared
 from models.sources import RowSource
-from tasks.data.conversion import Portion, Problem, Wanted
+from tasks.data.conversion import Portion, Problem, Wanted, portion_of
+from tasks.data.formats.format import Format
+from tasks.data.formats.reading import Paired, Role
 from tasks.data.gathering import Gathering
-from tasks.data.readers import Block, file_blocks, no_rows
+from tasks.data.readers import Block, Row, file_blocks, no_rows, read_block
+from tasks.data.rows import SAMPLE_ROWS, no_pairs, recognised, telling
 from tasks.data.workers import InThisProcess, Workers
 
 _SMALL_BYTES = 8 << 20
 """Files of at most so many bytes are converted before a worker has started."""
+PORTION_ROWS = 1024
 FETCHED = "fetched.parquet"
 """Name of the file that holds the rows of a hub dataset."""
 
@@ -50,7 +55,10 @@ def prepare(source: RowSource, files: Sequence[Path], wanted: Wanted, folder: Pa
         Killed, StageError: a worker ended.
         Stopped: this process is to end.
     """
-    prepared = gather(source, files, Gathering(folder, wanted), manner).finish()
+    gathered = gather(source, files, Gathering(folder, wanted), manner)
+    prepared, form = gathered.finish(), gathered.wanted.form
+    if not prepared.rows and form and form.combine and wanted.part == "all":
+        raise no_pairs(source, prepared.read, form)
     if not prepared.rows:
         raise none_left(source.label, wanted)
     return prepared
@@ -63,17 +71,48 @@ def none_left(label: str, wanted: Wanted) -> InputError:
 
 
 def gather(source: RowSource, files: Sequence[Path], gathering: Gathering, manner: Manner) -> Gathering:
-    """Take all rows of files; what is wrong with them is noted. See `prepare`."""
-    wanted = gathering.wanted
+    """Recognise the format of files and take all their rows; what is wrong with them is noted. See `prepare`."""
+    try:
+        form = _recognised(source, files, gathering.wanted.role)
+    except InputError as error:
+        gathering.note(Problem("", "wrong_type", str(error)))
+        return gathering
+    wanted = gathering.wanted = replace(gathering.wanted, form=form)
     count = _workers(files, wanted) if manner.workers is None else manner.workers
+    uncombined: list[Row] = []
     with Workers(wanted, count) if count else InThisProcess(wanted) as converter:
         try:
             for portion in _limited(converter, _blocks(files, source), source.max_rows):
                 gathering.take(portion)
+                uncombined.extend(portion.uncombined)
                 manner.on_progress(gathering.read)
         except InputError as error:
             gathering.note(Problem("", "wrong_type", str(error)))
+    if form.combine and not gathering.problem_count:
+        _combine(form.combine(uncombined), gathering)
     return gathering
+
+
+def _recognised(source: RowSource, files: Sequence[Path], role: Role) -> Format:
+    """The format of the rows that the files begin with.
+
+    Raises:
+        InputError: they cannot be read, or have no known format.
+    """
+    entries = telling(entry for block in _blocks(files, source) for entry in read_block(block))
+    first = list(islice(entries, min(SAMPLE_ROWS, source.max_rows or SAMPLE_ROWS)))
+    if not first:
+        raise no_rows(files[0])
+    return recognised(first, role, source)
+
+
+def _combine(paired: Paired, gathering: Gathering) -> None:
+    """Take the pairs that were made of all rows. Their tokens are not counted: this process imports no tokenizer."""
+    wanted = replace(gathering.wanted, tokenizer=None)
+    for start in range(0, len(paired.rows), PORTION_ROWS):
+        portion = portion_of(paired.rows[start : start + PORTION_ROWS], wanted)
+        gathering.take(replace(portion, read=0))
+    gathering.unpaired = paired.left_out
 
 
 def _workers(files: Iterable[Path], wanted: Wanted) -> int:

@@ -1,42 +1,40 @@
 """Rows in the conversational form that TRL takes, each checked against its stage before any model loads.
 
-    sft          prompt: messages, completion: [one assistant message], kind
-    preference   prompt: messages, chosen, rejected: [one assistant message each], kind
+    sft          prompt: messages, completion: [one assistant message], kind, tools
+    preference   prompt: messages, chosen, rejected: [one assistant message each], kind, tools
     prompts      prompt: messages, answer: [accepted texts], kind, extra: {column: value}
 
-A message is `{"role": …, "content": …}`, a prompt ends with a user turn, and `kind` names a group of rows that figures
-are given for. A text in place of messages is one turn. For sft, `messages` may hold the whole conversation; for
-preference, `chosen` and `rejected` may, and what they share is the prompt. Text is kept as it is; a number as answer
-becomes its text; rows that are equal in this form are kept once; any other deviation is an error that names its row.
+A message is `{"role": …, "content": …}`, a prompt ends with a user turn or a tool's result, and `kind` names a group of
+rows that figures are given for. `tools` and a message's `tool_calls` are JSON text, and there only where a row has them
+(`tasks.data.tools`). How rows of other forms come to this one is the matter of `tasks.data.formats`. Text is kept as it
+is; a number as answer becomes its text; rows that are equal in this form are kept once; any other deviation is an error
+that names its row.
 
 Further columns of prompts are for rewards and verifiers: those that have a value are kept in `extra`, which a row
-without any lacks; the other roles ignore them. `answer` may be left out where nothing compares replies with it.
+without any lacks; the other roles leave them out. `answer` may be missing where nothing compares replies with it.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import Literal
+from itertools import chain, islice
 
 from models.errors import InputError
 from models.fingerprint import canonical_json
 from models.rewards import Reward, Verifier
-from models.sources import DatasetSource
-from tasks.core.columns import flat, plain
+from models.sources import DatasetSource, RowSource
+from tasks.core.columns import flat
 from tasks.core.verifiers.checking import check_row
-from tasks.core.verifiers.expected import answers
-from tasks.data import conversations
-from tasks.data.conversations import problem, shown, text
-from tasks.data.readers import Row, shown_names
+from tasks.data.formats.format import Format
+from tasks.data.formats.reading import Paired, Role
+from tasks.data.formats.recognition import SAMPLE_ROWS, recognise
+from tasks.data.readers import Entry, Row
 from tasks.data.sources import read_entries, read_rows
 
 __all__ = [
-    "CheckedRows", "Role", "Row", "check_rows", "converted", "digest", "read_rows", "snapshot_identity", "summary",
+    "SAMPLE_ROWS", "CheckedRows", "Role", "Row", "check_rows", "converted", "digest", "no_pairs", "read_rows",
+    "recognised", "snapshot_identity", "summary", "telling", "with_system_prompt",
 ]  # fmt: skip
-
-Role = Literal["sft", "preference", "prompts"]
-"""What rows are for: supervised fine-tuning; reward modelling and DPO; GRPO and evaluation."""
 
 SHOWN_PROBLEMS = 3
 
@@ -49,12 +47,16 @@ class CheckedRows:
     """The rows in normal form, in the order of the source, without duplicates."""
     duplicates: int
     """Rows left out because an earlier one has the same normal form."""
+    recognised: str = ""
+    """What was recognised, how it is read, and what of it is left out."""
+    unpaired: int = 0
+    """Rows left out because nothing was there to make a pair with them."""
 
 
 def check_rows(
     source: DatasetSource, role: Role, system_prompt: str | None, rules: Sequence[Reward | Verifier] = ()
 ) -> CheckedRows:
-    """Read `source` and bring each row to the normal form of `role`.
+    """Read `source` and bring each row to the normal form of `role`; all of them are held in memory.
 
     `system_prompt` is put first in each prompt without a system message. At most `max_rows` rows are read, duplicates
     included. Rows of prompts must have what `rules` read of them.
@@ -63,36 +65,28 @@ def check_rows(
         InputError: the source or some of its rows cannot be used; the message gives the first three problems, each with
             file, row, column, value, rule and remedy, and the number of further ones.
     """
-    rows: dict[str, Row] = {}
+    entries = telling(read_entries(source))
+    first = list(islice(entries, SAMPLE_ROWS))
+    form = recognised(first, role, source)
+    rows: list[Row] = []
     problems: list[str] = []
     read = 0
-    try:
-        for place, entry in read_entries(source):
-            read += 1
-            try:
-                row = converted(entry, role, system_prompt, rules)
-                rows.setdefault(digest([row]), row)
-            except InputError as error:
-                problems.append(f"{place}: {error}")
-    except InputError as error:
-        problems.append(str(error))
+    for place, entry in chain(first, entries):
+        read += bool(place)
+        try:
+            rows.append(converted(entry, form, rules))
+        except InputError as error:
+            problems.append(f"{place}: {error}" if place else str(error))
     if problems:
         raise InputError(summary(problems, len(problems), read))
-    return CheckedRows(rows=list(rows.values()), duplicates=read - len(rows))
-
-
-def converted(
-    entry: Row | InputError, role: Role, system_prompt: str | None, rules: Sequence[Reward | Verifier] = ()
-) -> Row:
-    """One row as it was read in the normal form of `role`; see `check_rows`.
-
-    Raises:
-        InputError: it cannot be used, or was not read; the message lacks file and row.
-    """
-    row = _with_system_prompt(_normalised(entry, role), system_prompt)
-    for rule in rules:
-        check_row(flat(row), rule)
-    return row
+    paired = form.combine(rows) if form.combine else Paired(rows, 0)
+    unique: dict[str, Row] = {}
+    for row in paired.rows:
+        finished = with_system_prompt(row, system_prompt)
+        unique.setdefault(digest([finished]), finished)
+    if not unique:
+        raise no_pairs(source, read, form)
+    return CheckedRows(list(unique.values()), len(paired.rows) - len(unique), form.sentence, paired.left_out)
 
 
 def digest(rows: Iterable[Row]) -> str:
@@ -115,75 +109,57 @@ def summary(problems: Sequence[str], count: int, read: int) -> str:
     return "\n".join([*problems[:SHOWN_PROBLEMS], *more])
 
 
-def _normalised(entry: Row | InputError, role: Role) -> Row:
+def no_pairs(source: RowSource, read: int, form: Format) -> InputError:
+    """What to say of a source whose rows make no pair."""
+    return InputError(f"{source.label}: no two of its {read} rows make a pair; {form.sentence}")
+
+
+def telling(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """The entries; where the rest cannot be read, the last one says why and names its own place."""
+    try:
+        yield from entries
+    except InputError as error:
+        yield "", error
+
+
+def recognised(first: Sequence[Entry], role: Role, source: RowSource) -> Format:
+    """The format of the rows that a source begins with.
+
+    Args:
+        first: Its first `SAMPLE_ROWS` rows, or fewer.
+        role: What the rows are for.
+        source: The source, which may name format and columns.
+
+    Raises:
+        InputError: none of them can be read, or their format is not known.
+    """
+    rows = [entry for _, entry in first if isinstance(entry, dict)]
+    problems = [f"{place}: {entry}" if place else str(entry) for place, entry in first if isinstance(entry, InputError)]
+    if not rows:
+        raise InputError(summary(problems, len(problems), len(first)))
+    try:
+        return recognise(rows, role, source)
+    except InputError as error:
+        told = [f"{source.label}: {error}", *problems]
+        raise InputError(summary(told, len(told), len(first))) from None
+
+
+def converted(entry: Row | InputError, form: Format, rules: Sequence[Reward | Verifier]) -> Row:
+    """One row as it was read in normal form, or what the format makes pairs of.
+
+    Raises:
+        InputError: it cannot be used, or was not read; the message lacks file and row.
+    """
     if isinstance(entry, InputError):
         raise entry
-    return _NORMAL_FORMS[role](entry) | {"kind": _kind(entry)}
+    row = form.convert(entry)
+    for rule in rules:
+        check_row(flat(row), rule)
+    return row
 
 
-def _sft(row: Row) -> Row:
-    if "messages" in row and row.get("completion") is None:
-        turns = conversations.messages(row["messages"], "messages")
-        reply = conversations.only_reply(turns[-1:], "messages")
-        return {"prompt": conversations.ending_with_user(turns[:-1], "messages"), "completion": reply}
-    _require(row, ("prompt", "completion"), "sft needs prompt and completion, or messages")
-    return {
-        "prompt": conversations.prompt(row["prompt"]),
-        "completion": conversations.reply(row["completion"], "completion"),
-    }
-
-
-def _preference(row: Row) -> Row:
-    _require(row, ("chosen", "rejected"), "preference needs prompt, chosen and rejected")
-    if conversations.is_conversation(row["chosen"]) and conversations.is_conversation(row["rejected"]):
-        prompt, chosen, rejected = conversations.split_pair(row["chosen"], row["rejected"])
-        _refuse_other_prompt(row, prompt)
-    else:
-        _require(row, ("prompt",), "it may only be left out where chosen and rejected are whole conversations")
-        prompt = conversations.prompt(row["prompt"])
-        chosen = conversations.reply(row["chosen"], "chosen")
-        rejected = conversations.reply(row["rejected"], "rejected")
-        conversations.refuse_equal(chosen, rejected)
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-
-
-def _refuse_other_prompt(row: Row, shared: list[conversations.Message]) -> None:
-    """A prompt given beside whole conversations must be what they share, be it without the system message."""
-    if row.get("prompt") is None:
-        return
-    without_system = [turn for turn in shared if turn["role"] != "system"]
-    if conversations.prompt(row["prompt"]) not in (shared, without_system):
-        seen = f"{shown(row['prompt'])} is not what chosen and rejected begin with"
-        rule = "beside whole conversations a prompt must be what they share"
-        raise problem("prompt", seen, rule, "remove the column, or remove the prompt from chosen and rejected")
-
-
-def _prompts(row: Row) -> Row:
-    _require(row, ("prompt",), "prompts need a prompt")
-    expected = answers(row["answer"], "answer") if row.get("answer") not in (None, "", []) else []
-    further = {name: plain(value) for name, value in row.items() if name not in ("prompt", "answer", "kind")}
-    extra = {name: value for name, value in further.items() if value is not None}
-    normal = {"prompt": conversations.prompt(row["prompt"]), "answer": expected}
-    return normal | ({"extra": extra} if extra else {})
-
-
-_NORMAL_FORMS: dict[Role, Callable[[Row], Row]] = {"sft": _sft, "preference": _preference, "prompts": _prompts}
-
-
-def _kind(row: Row) -> str:
-    value = row.get("kind")
-    return text(value, "kind", "kind is a text") if value not in (None, "") else "all"
-
-
-def _require(row: Row, columns: tuple[str, ...], rule: str) -> None:
-    for column in columns:
-        if column not in row:
-            near = get_close_matches(column, list(row), n=1)
-            remedy = f"did you mean '{near[0]}'? rename it to '{column}'" if near else "rename or add columns"
-            raise problem(column, f"it is missing; columns found: {shown_names(list(row)) or 'none'}", rule, remedy)
-
-
-def _with_system_prompt(row: Row, system_prompt: str | None) -> Row:
+def with_system_prompt(row: Row, system_prompt: str | None) -> Row:
+    """The row, with the system prompt first in its prompt where there is none."""
     if system_prompt is None or any(message["role"] == "system" for message in row["prompt"]):
         return row
     return row | {"prompt": [{"role": "system", "content": system_prompt}, *row["prompt"]]}

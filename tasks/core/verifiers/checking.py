@@ -10,7 +10,7 @@ from tasks.core.verifiers.answers import chosen_letter
 from tasks.core.verifiers.expected import answers
 from tasks.core.verifiers.instructions import check_instructions
 from tasks.core.verifiers.numbers import final_number
-from tasks.data.conversations import problem, shown
+from tasks.data.problems import problem, shown
 from tasks.data.readers import shown_names
 
 _COMPARING = ("exact_answer", "exact_number", "math_verify", "choice")

@@ -8,7 +8,7 @@ from typing import Any, get_args, get_origin
 from tasks.core.columns import Row
 from tasks.core.verifiers.instruction_rules import RULES
 from tasks.core.verifiers.language import LANGUAGES
-from tasks.data.conversations import problem, shown
+from tasks.data.problems import problem, shown
 
 IDS, ARGUMENTS = "instruction_id_list", "kwargs"
 
