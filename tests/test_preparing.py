@@ -323,3 +323,29 @@ def test_tokens_are_counted_as_the_model_sees_them(tmp_path: Path, tiny_model: P
     assert found.tokens
     assert (found.tokens.total, found.tokens.longest) == (sum(lengths), lengths[-1])
     assert found.tokens.median == lengths[(len(lengths) - 1) // 2]
+
+
+UNPAIRED = [
+    {"prompt": f"prompt {number // 3}", "completion": f"reply {number}", "label": number % 3 == 0}
+    for number in range(100)
+]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.usefixtures("small_blocks")
+def test_pairs_are_made_of_rows_in_different_blocks(tmp_path: Path, workers: int) -> None:
+    file = write_rows(tmp_path / "rows.jsonl", UNPAIRED)
+    source = DatasetSource(path=str(file))
+    expected = check_rows(source, "preference", "be brief")
+    (tmp_path / "out").mkdir()
+    found = prepare(source, [file], Wanted("preference", "be brief"), tmp_path / "out", Manner(workers))
+    assert [*read_rows(tmp_path / "out")] == expected.rows
+    assert (found.read, found.rows, found.unpaired) == (100, len(expected.rows), expected.unpaired)
+    assert found.recognised == expected.recognised
+
+
+def test_rows_that_make_no_pair_are_refused(tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "rows.jsonl", UNPAIRED[:1])
+    (tmp_path / "out").mkdir()
+    with pytest.raises(InputError, match="no two of its 1 rows make a pair"):
+        prepare(DatasetSource(path=str(file)), [file], Wanted("preference"), tmp_path / "out", Manner())

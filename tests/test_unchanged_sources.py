@@ -143,6 +143,17 @@ def test_what_is_prepared_in_vain_leaves_nothing(
         assert set(tmp_path.rglob("*")) == before
 
 
+def test_parts_of_a_mixture_are_not_kept(tmp_path: Path, file: Path, reads: list[str]) -> None:
+    other = write_rows(tmp_path / "data" / "other.jsonl", [row | {"prompt": f"other {row['prompt']}"} for row in DATA])
+    source = DatasetSource.model_validate({"mixture": [{"path": str(file)}, {"path": str(other), "weight": 3}]})
+    ready = Preparations(tmp_path / "home").ready(source, SFT)
+    assert {path.name for path in ready.folder.iterdir()} == {ROWS, "prepared.json"}
+    assert [(part.source, part.rows) for part in ready.prepared.parts] == [("rows.jsonl", 6), ("other.jsonl", 20)]
+    touch(other)
+    Preparations(tmp_path / "home").ready(source, SFT)
+    assert len(reads) == 2
+
+
 def test_rows_are_checked_where_nothing_can_be_written(tmp_path: Path, file: Path) -> None:
     (tmp_path / "home").write_text("a file")
     with leaving_nothing(tmp_path / "home", keep=True) as preparations:
