@@ -1,10 +1,10 @@
-# Everything there is to remember: install, run, test, test-fast, test-faults, check, bench.
+# Everything there is to remember: install, run, up, down, test, test-fast, test-e2e, test-faults, check, bench.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install run test test-fast test-faults check bench lock clean
+.PHONY: install run up down test test-fast test-e2e test-faults check bench lock clean
 
 install: $(STAMP)
 
@@ -19,11 +19,22 @@ $(STAMP): requirements.lock requirements-model.lock pyproject.toml
 run: install
 	$(BIN)/align run quickstart
 
+# A Prefect server and a worker that stay; docs/operations.md.
+up: install
+	$(BIN)/align up
+
+down: install
+	$(BIN)/align down
+
 test: install
 	$(BIN)/pytest
 
 test-fast: install
 	$(BIN)/pytest -m "not slow"
+
+# People's way through the Prefect UI in headless Chromium: form, artifacts, Retry, Cancel, approval. About five minutes.
+test-e2e: install
+	$(BIN)/pytest tests/test_ui.py -m e2e $(if $(SCREENSHOTS),--screenshots $(SCREENSHOTS))
 
 # Every fault at every moment, with a table at the end: about half an hour.
 test-faults: install

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 from flows.chatting import chat
 from flows.keeping import aliases, import_, promote, prune
 from flows.lineage import diff, lineage
+from flows.operating import doctor, down, up
 from flows.publishing import export
+from flows.queue import queue
 from flows.reading import print_json, runs, verify
 from flows.session import configure_prefect, fail, in_prefect
 from models.errors import AlignError, InputError
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from models.comparison import Comparison
     from models.recipe import Recipe
     from models.reproduction import Reproduction
+    from models.retraining import Retraining
     from models.run import RunRecord
     from tasks.forecast import StageForecast
     from tasks.memory_forecast import MemoryForecast
@@ -82,6 +85,22 @@ def _align(recipe: "Recipe", name: str, **options: Any) -> int:
         return record
 
     print_summary(in_prefect(run), make_console())
+    return 0
+
+
+def _retrain(arguments: Namespace) -> int:
+    """Train and judge what has changed, and say what became of it."""
+    recipe = _recipe(arguments)
+    _preflight(recipe)
+
+    def run() -> "Retraining":
+        from flows.retrain import retrain
+
+        name = Path(arguments.recipe).stem or "recipe"
+        ended: Retraining = retrain(recipe, name, arguments.promotion, arguments.alias)
+        return ended
+
+    print(in_prefect(run).message)
     return 0
 
 
@@ -200,9 +219,11 @@ def _forget(arguments: Namespace) -> int:
 
 _COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "run": _run,
+    "retrain": _retrain,
     "check": _check,
     "resume": _resume,
     "runs": runs,
+    "queue": queue,
     "lineage": lineage,
     "diff": diff,
     "compare": _compare,
@@ -215,6 +236,9 @@ _COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "import": import_,
     "export": export,
     "forget": _forget,
+    "up": up,
+    "down": down,
+    "doctor": doctor,
 }
 
 if __name__ == "__main__":

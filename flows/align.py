@@ -5,11 +5,10 @@ base model ─> train_sft ┤                       ├─> train_grpo ─> eval
    datasets ─┘          └─> train_dpo ──────────┘ (policy)
 """
 
-from typing import Any
+from typing import Annotated, Any
 
-from prefect import flow
-
-from models.artifacts import Dataset, Stage
+from flows.parameters import checked_flow, titled
+from models.artifacts import Dataset, TrainingStage
 from models.recipe import GRPO, Recipe
 from models.rewards import Reward, Verifier
 from models.run import RunRecord
@@ -32,20 +31,24 @@ from tasks.reward import train_reward_model
 from tasks.reward_functions import function_digests
 from tasks.scorer import prepare_scorer
 from tasks.sft import train_sft
+from tasks.showing import show_run
 from tasks.store import ArtifactStore
 
 
-@flow(name="align", on_failure=[close_failed], on_crashed=[close_failed], on_cancellation=[close_failed])
+@checked_flow(name="align", on_failure=[close_failed], on_crashed=[close_failed], on_cancellation=[close_failed])
 def align(
-    recipe: Recipe, recipe_name: str = "recipe", force: tuple[Stage, ...] = (), resume: str | None = None
+    recipe: Annotated[Recipe, titled("What to train")],
+    recipe_name: Annotated[str, titled("Recipe's name")] = "recipe",
+    force: Annotated[tuple[TrainingStage, ...], titled("Stages to train again")] = (),
+    resume: Annotated[str | None, titled("Run to go on with")] = None,
 ) -> RunRecord:
     """Align a language model as the recipe says; what was trained before is taken, not trained again.
 
     Args:
-        recipe: What to train.
-        recipe_name: What the run is called after.
+        recipe: The recipe: base model, stages with their data, and what they are measured on.
+        recipe_name: What the list of runs and the report call the recipe.
         force: Stages to train again although they are there; the old checkpoint is moved aside.
-        resume: Name of an unfinished run of the same recipe, whose record goes on.
+        resume: Name of an unfinished run of the same recipe, whose record goes on; empty: a new run.
     """
     settings = load_settings()
     needs = preflight(recipe, settings, keep=True).needs
@@ -95,7 +98,7 @@ def align(
     judged = [evaluation.result() for evaluation in evaluations]
     own, others = judged[: len(made)], dict(zip(rivals, judged[len(made) :], strict=True))
     comparisons = compare_models.submit(own, others, recipe, execution).result()
-    return report(run, list(made.values()), own, comparisons, execution)
+    return show_run(report(run, list(made.values()), own, comparisons, execution))
 
 
 def _other_scorers(asked: GRPO, heldout: dict[str, Any], execution: Execution) -> dict[str, Any]:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import get_args
 
 from models.aliases import CHAMPION
-from models.artifacts import Stage
+from models.artifacts import TrainingStage
 from models.publishing import Dtype, Weights
+from models.retraining import Promotion
 from settings.recipes import FlagParser, RecipeFlags, shipped_recipes
 
 _DESCRIPTION = """\
@@ -29,8 +30,10 @@ other ALIGN_… variables say how, not what, to train."""
 _PURPOSES = {
     "run": "Train what a recipe asks for.",
     "check": "Check a recipe, its data and this machine without training; say what is there already.",
+    "retrain": "Train and judge what has changed since a recipe's last run, and promote it if its gate is open.",
     "resume": "Go on with a run that did not complete: what is finished is taken, an interrupted stage goes on.",
     "runs": "List the runs, newest first.",
+    "queue": "Show who computes on this machine, who waits for it and for how long, over all artifact roots.",
     "lineage": "Show what a folder is made of, down to base model and datasets, or what was made from it.",
     "diff": "Show what differs between two checkpoints: recipe, data, code, versions, machine and figures.",
     "compare": "Hold two models against each other on the same held-out rows, and write a page about it.",
@@ -43,7 +46,15 @@ _PURPOSES = {
     "import": "Take in a finished folder that was copied from another machine or artifact root.",
     "export": "Write a checkpoint as a folder for others, with model card, bill of materials and digests.",
     "forget": "Forget which micro-batches fitted into memory: the next runs try the largest ones again.",
+    "up": "Start the Prefect server and a worker, deploy the flows, and set up crash detection and notifications.",
+    "down": "Stop the worker, whose runs save first, and the server.",
+    "doctor": "Look at server, worker, deployments, disk, device and libraries, and say what to do.",
 }
+
+_WITH_JSON = (
+    "check", "runs", "queue", "diff", "compare", "verify", "reproduce", "aliases", "prune", "import", "export",
+    "doctor",
+)  # fmt: skip
 
 
 def parse_arguments(argv: list[str]) -> Namespace:
@@ -60,9 +71,9 @@ def parse_arguments(argv: list[str]) -> Namespace:
         name: group.add_parser(name, help=purpose, description=purpose, formatter_class=layout, allow_abbrev=False)
         for name, purpose in _PURPOSES.items()
     }
-    for name in ("check", "runs", "diff", "compare", "verify", "reproduce", "aliases", "prune", "import", "export"):
+    for name in _WITH_JSON:
         commands[name].add_argument("--json", action="store_true", help="print JSON instead of a table")
-    for name in {"run", "check"} & set(argv):  # a hundred flags each: only where they are asked for
+    for name in {"run", "check", "retrain"} & set(argv):  # a hundred flags each: only where they are asked for
         _add_recipe(commands[name], name)
     if "run" in argv:
         _add_force(commands["run"])
@@ -86,11 +97,19 @@ def _add_recipe(command: ArgumentParser, name: str) -> None:
 
 
 def _add_force(command: ArgumentParser) -> None:
-    choices = get_args(Stage)[1:]
+    choices = get_args(TrainingStage)
     command.add_argument(
         "--force", metavar="STAGE", action="append", default=[], choices=choices,
         help=f"train a stage again although it is there ({', '.join(choices)}); can be repeated",
     )  # fmt: skip
+
+
+def _add_retrain(command: ArgumentParser) -> None:
+    command.add_argument(
+        "--promotion", choices=get_args(Promotion), default="never",
+        help="what becomes of a policy whose gate is open: promote it, ask a person, or nothing (default: never)",
+    )  # fmt: skip
+    command.add_argument("--alias", metavar="NAME", default=CHAMPION, help=f"what to replace (default: {CHAMPION})")
 
 
 def _add_resume(command: ArgumentParser) -> None:
@@ -229,6 +248,7 @@ def _temperature(text: str) -> float:
 
 
 _ARGUMENTS: dict[str, Callable[[ArgumentParser], None]] = {
+    "retrain": _add_retrain,
     "resume": _add_resume,
     "lineage": _add_lineage,
     "diff": _add_diff,

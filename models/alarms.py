@@ -51,7 +51,7 @@ class Alarms(Contract):
     chosen_logps_falling: float | None = Field(20.0, gt=0, title="Fall of chosen log-probabilities")
     """DPO: how far the chosen answers' mean log-probability falls below the reference's, in nats an answer."""
     reward_accuracy_at_chance: float | None = Field(0.55, ge=0.5, le=1, title="Least accuracy")
-    """Reward model: mean accuracy on the batches' pairs over the last window of the training, held against chance."""
+    """Reward model: mean accuracy on the batches' pairs over the training's last window: a share, chance is 0.5."""
     reward_hacking: float | None = Field(0.5, gt=0, title="Reward hacking")
     """GRPO with a reward model and a verifiable reward: since the first window the one has risen and the other has
     fallen, each by at least this many standard deviations of its own (over completions, in the wider of both

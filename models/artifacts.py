@@ -11,6 +11,7 @@ from models.fingerprint import ID_LENGTH, fingerprint
 
 Precision = Literal["bf16", "fp16", "fp32"]
 Stage = Literal["base", "sft", "reward", "dpo", "grpo"]
+TrainingStage = Literal["sft", "reward", "dpo", "grpo"]
 Outcome = Literal["running", "completed", "out_of_memory", "killed", "failed", "cancelled", "died"]
 Kind = Literal["base", "dataset", "checkpoint", "evaluation"]
 

@@ -7,11 +7,15 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
+ADVANCED: dict[str, Any] = {"advanced": True}
+"""`json_schema_extra` of a field that few people change: it comes behind the others in the form."""
+_BEHIND = 1000
+
 
 def _number_fields(schema: dict[str, Any]) -> None:
-    """Give each property its place in the Prefect form: the order of declaration."""
+    """Give each property its place in the Prefect form: the order of declaration, advanced ones behind the others."""
     for position, field in enumerate(schema.get("properties", {}).values()):
-        field["position"] = position
+        field["position"] = position + _BEHIND * field.pop("advanced", False)
 
 
 class Contract(BaseModel):

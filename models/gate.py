@@ -28,7 +28,7 @@ class NoWorse(Contract):
     measure: str = Field(min_length=1, title="Measure")
     """Name of a figure; `*`: every one that has a better side."""
     than: str = Field("parent", min_length=1, title="Than")
-    """As for `better`."""
+    """`parent`: the model that the last stage started from; `base`; or an alias, as for `better`."""
     by: Annotated[float, Field(ge=0)] = Field(0.0, title="By more than")
     """The loss that is tolerated, in the measure's own unit; more, beyond what chance explains, closes the gate."""
 
@@ -37,9 +37,9 @@ class Gate(Contract):
     """Conditions that must all hold. Where an alias does not exist yet, what compares with it holds."""
 
     better: tuple[Better, ...] = Field((), title="Better")
-    """What must have improved."""
+    """What the last policy must do better than another model."""
     no_worse: tuple[NoWorse, ...] = Field((), title="No worse")
-    """What must not have suffered."""
+    """What the last policy must not do much worse than another model."""
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> "Gate":

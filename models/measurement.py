@@ -44,7 +44,7 @@ class Harness(Contract):
     """Tasks of lm-evaluation-harness; needs the extra `harness`."""
 
     tasks: tuple[str, ...] = Field(min_length=1, title="Tasks")
-    """Names of tasks."""
+    """Names of tasks that lm-evaluation-harness has, or that the folder below adds."""
     include_path: str | None = Field(None, title="Folder of task files")
     """Folder with YAML files of further tasks."""
     limit: Positive | None = Field(None, title="Most rows")
@@ -61,10 +61,10 @@ class Evaluation(Contract):
     preferences: DatasetSource | None = Field(None, title="Held-out preferences")
     """Rows with prompt, chosen and rejected; needed to check a reward model."""
     max_new_tokens: Positive = Field(256, title="Longest reply in tokens")
-    """Greedy replies stop here."""
+    """Greedy replies stop after so many tokens."""
     num_samples: int = Field(4, ge=0, title="Sampled replies per prompt")
     """Replies drawn at temperature 1 for the mean verifiable reward; 0: none."""
-    verifier: Verifier = Field(Verifier(), title="Verifier")
+    verifier: Verifier = Field(Verifier(), title="What makes a reply right")
     """Decides whether a reply is right; its name alone will do where it needs no options."""
     sets: tuple[EvaluationSet, ...] = Field((), title="Further sets")
     """Further rows to measure on."""

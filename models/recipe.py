@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from models.alarms import Alarms
 from models.artifacts import Stage
-from models.contract import Contract
+from models.contract import ADVANCED, Contract
 from models.gate import Gate
 from models.measurement import Evaluation
 from models.rewards import Reward
@@ -23,11 +23,11 @@ class LoRA(Contract):
     """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) that are trained in place of the full weights."""
 
     r: Positive = Field(8, title="Rank")
-    """Rank of the update matrices."""
+    """Rank of the update matrices, their inner dimension."""
     alpha: Positive = Field(16, title="Alpha")
-    """The update is scaled by alpha / rank."""
+    """The update is scaled by the factor alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1, title="Dropout")
-    """Probability of dropping an input of the adapter while training."""
+    """Probability, from 0 to 1, of dropping an input of the adapter while training."""
     target_modules: tuple[str, ...] = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj"), min_length=1, title="Target modules"
     )
@@ -39,7 +39,7 @@ class Quantization(Contract):
 
     quant_type: Literal["nf4", "fp4"] = Field("nf4", title="Number format")
     """`nf4`: the paper's NormalFloat, whose 16 values suit weights that are normally distributed; `fp4`: a float."""
-    double_quant: bool = Field(True, title="Double quantisation")
+    double_quant: bool = Field(True, title="Double quantisation", json_schema_extra=ADVANCED)
     """Quantise the scales of the blocks as well, which saves about 0.4 bits a weight."""
 
 
@@ -49,27 +49,27 @@ class Training(Contract):
     dataset: DatasetSource = Field(title="Training data")
     """The rows that this stage trains on."""
     learning_rate: float = Field(1e-4, gt=0, le=1, title="Learning rate")
-    """Peak learning rate of AdamW."""
+    """Peak learning rate of AdamW: the factor of each update once the warm-up is over."""
     num_train_epochs: float = Field(1.0, gt=0, title="Epochs")
     """Passes over the data; ignored where a number of steps is given."""
-    max_steps: Positive | None = Field(None, title="Steps")
+    max_steps: Positive | None = Field(None, title="Optimizer steps")
     """Optimizer steps; default: as many as the epochs need."""
-    batch_size: Positive = Field(16, title="Effective batch size")
+    batch_size: Positive = Field(16, title="Effective batch size in rows")
     """Rows per optimizer step over all devices and accumulation; how it is split is the machine's affair."""
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
-        "cosine", title="Schedule"
+        "cosine", title="Schedule", json_schema_extra=ADVANCED
     )
     """How the learning rate falls after the warm-up."""
-    warmup_ratio: Fraction = Field(0.0, title="Warm-up")
-    """Share of the steps in which the learning rate rises to its peak."""
-    weight_decay: float = Field(0.0, ge=0, title="Weight decay")
-    """AdamW's decoupled weight decay."""
-    adam_beta1: float = Field(0.9, ge=0, lt=1, title="Adam beta 1")
-    """Decay of the running mean of the gradient."""
-    adam_beta2: float = Field(0.999, ge=0, lt=1, title="Adam beta 2")
-    """Decay of the running mean of the squared gradient."""
-    max_grad_norm: float = Field(1.0, gt=0, title="Gradient clipping")
-    """The gradient is scaled down to this norm where it is larger."""
+    warmup_ratio: Fraction = Field(0.0, title="Warm-up", json_schema_extra=ADVANCED)
+    """Share of the steps, from 0 to 1, in which the learning rate rises to its peak."""
+    weight_decay: float = Field(0.0, ge=0, title="Weight decay", json_schema_extra=ADVANCED)
+    """AdamW's decoupled weight decay, a factor of each weight."""
+    adam_beta1: float = Field(0.9, ge=0, lt=1, title="Adam beta 1", json_schema_extra=ADVANCED)
+    """Factor by which the running mean of the gradient decays with each step."""
+    adam_beta2: float = Field(0.999, ge=0, lt=1, title="Adam beta 2", json_schema_extra=ADVANCED)
+    """Factor by which the running mean of the squared gradient decays with each step."""
+    max_grad_norm: float = Field(1.0, gt=0, title="Gradient clipping", json_schema_extra=ADVANCED)
+    """Largest norm of the gradient, which is scaled down to it where it is larger."""
     lora: LoRA | None = Field(LoRA(), title="LoRA")
     """Adapters to train; none: full fine-tuning of every weight."""
 
@@ -79,7 +79,7 @@ class SFT(Training):
 
     max_length: Positive = Field(1024, title="Longest row in tokens")
     """Rows are cut to so many tokens, prompt and completion together."""
-    packing: bool = Field(False, title="Packing")
+    packing: bool = Field(False, title="Packing", json_schema_extra=ADVANCED)
     """Fill each row with several examples."""
 
 
@@ -88,7 +88,7 @@ class RewardModel(Training):
 
     max_length: Positive = Field(1024, title="Longest row in tokens")
     """Pairs with a longer side are dropped by the trainer."""
-    center_rewards_coefficient: float | None = Field(None, ge=0, title="Centering")
+    center_rewards_coefficient: float | None = Field(None, ge=0, title="Centering", json_schema_extra=ADVANCED)
     """Weight of the squared sum of a pair's rewards, which keeps rewards near zero (Eisenstein et al. 2023)."""
 
 
@@ -96,12 +96,12 @@ class DPO(Training):
     """Direct Preference Optimization (Rafailov et al. 2023, arXiv 2305.18290); the SFT model is the reference."""
 
     beta: float = Field(0.1, gt=0, title="Beta")
-    """Strength of the pull towards the reference."""
+    """Strength of the pull towards the reference, a factor of the log-probability ratios."""
     loss_type: Literal["sigmoid", "hinge", "ipo", "robust"] = Field("sigmoid", title="Loss")
     """Form of the preference loss; `sigmoid` is the paper's."""
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5, title="Label smoothing")
-    """Assumed share of preferences noted the wrong way round; for loss `robust` only."""
-    sft_weight: float = Field(0.0, ge=0, title="SFT weight")
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, title="Label smoothing", json_schema_extra=ADVANCED)
+    """Assumed share of preferences noted the wrong way round, from 0 to one half; for loss `robust` only."""
+    sft_weight: float = Field(0.0, ge=0, title="SFT weight", json_schema_extra=ADVANCED)
     """Weight of the chosen answer's cross-entropy, which keeps its probability from falling (Pang et al. 2024,
     arXiv 2404.19733)."""
     max_length: Positive = Field(1024, title="Longest row in tokens")
@@ -122,26 +122,28 @@ class GRPO(Training):
     batch_size: Positive = Field(64, title="Effective batch size in completions")
     """Completions per optimizer step over all devices and accumulation; a multiple of `num_generations`."""
     learning_rate: float = Field(1e-5, gt=0, le=1, title="Learning rate")
-    """Peak learning rate of AdamW."""
+    """Peak learning rate of AdamW: the factor of each update once the warm-up is over."""
     rewards: tuple[Reward, ...] = Field((Reward(kind="exact_answer"),), min_length=1, title="Rewards")
     """The weighted list of rewards whose sum a completion gets."""
     num_generations: int = Field(8, ge=2, title="Completions per prompt")
-    """Size of the group that advantages are computed in."""
+    """Size of the group that advantages are computed in: so many completions answer one prompt."""
     max_completion_length: Positive = Field(256, title="Longest completion in tokens")
-    """Sampling stops here."""
+    """Sampling stops after so many tokens."""
     temperature: float = Field(1.0, gt=0, title="Temperature")
-    """Temperature of sampling."""
-    top_p: float = Field(1.0, gt=0, le=1, title="Nucleus")
-    """Sample from the most likely tokens that together have this probability."""
+    """Factor that the logits are divided by in sampling; 1: as the model says."""
+    top_p: float = Field(1.0, gt=0, le=1, title="Nucleus", json_schema_extra=ADVANCED)
+    """Sample from the most likely tokens that together have this probability, from 0 to 1."""
     beta: float = Field(0.0, ge=0, title="Beta")
     """Weight of the KL divergence from the parent; 0: no reference model."""
-    num_iterations: Positive = Field(1, title="Iterations")
+    num_iterations: Positive = Field(1, title="Iterations", json_schema_extra=ADVANCED)
     """Optimizer passes over each generated batch."""
-    epsilon: float = Field(0.2, gt=0, lt=1, title="Epsilon")
-    """Clipping range of the probability ratio."""
-    loss_type: Literal["dapo", "grpo", "bnpo", "dr_grpo"] = Field("dapo", title="Loss")
+    epsilon: float = Field(0.2, gt=0, lt=1, title="Epsilon", json_schema_extra=ADVANCED)
+    """Share by which the probability ratio may differ from 1 before it is clipped."""
+    loss_type: Literal["dapo", "grpo", "bnpo", "dr_grpo"] = Field("dapo", title="Loss", json_schema_extra=ADVANCED)
     """How the loss is averaged over tokens."""
-    scale_rewards: Literal["group", "batch", "none"] = Field("group", title="Reward scaling")
+    scale_rewards: Literal["group", "batch", "none"] = Field(
+        "group", title="Reward scaling", json_schema_extra=ADVANCED
+    )
     """What the advantages are divided by: the standard deviation of the group, of the batch, or nothing."""
 
     @property
@@ -189,14 +191,14 @@ class Recipe(Contract):
     """Preference training of the SFT model."""
     grpo: GRPO | None = Field(None, title="Group Relative Policy Optimization")
     """Reinforcement learning of the last policy there is."""
-    evaluation: Evaluation = Field(title="Evaluation")
-    """What the base model and every stage are measured on."""
+    evaluation: Evaluation = Field(title="Held-out evaluation")
+    """What the base model and every stage are measured on: rows that none of them trains on."""
     gate: Gate | None = Field(None, title="Gate")
     """What the last policy must show before it may be promoted; none: nothing."""
-    alarms: Alarms = Field(Alarms(), title="Alarms")
+    alarms: Alarms = Field(Alarms(), title="Training alarms")
     """When to warn while a stage trains, and when to stop it."""
     seed: int = Field(0, ge=0, lt=2**32, title="Seed")
-    """Seed of initialisation, data order and sampling."""
+    """Seed of initialisation, data order and sampling: any whole number."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field("auto", title="Precision")
     """Number format of weights and activations; `auto`: bf16 where the machine computes it natively, else fp32 (CPU) or
     fp16 (GPU)."""

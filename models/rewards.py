@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
-from models.contract import Contract
+from models.contract import ADVANCED, Contract
 from models.trl_options import SOLVED_BY_TRL, TRLReward, check_trl_options
 
 VerifierKind = Literal[
@@ -45,17 +45,17 @@ def has_effect(option: str, kind: str) -> bool:
 class _Rule(Contract):
     """The options of the rules that a program can verify."""
 
-    column: str = Field("answer", min_length=1, title="Expected column")
+    column: str = Field("answer", min_length=1, title="Expected column", json_schema_extra=ADVANCED)
     """Column of the row that holds what is right: an accepted answer, or a list of them; TRL's functions get the first
     one as `solution`. `instructions` reads `instruction_id_list` and `kwargs`, as IFEval's own file names them."""
-    pattern: str | None = Field(None, title="Pattern")
+    pattern: str | None = Field(None, title="Pattern", json_schema_extra=ADVANCED)
     """For `regex`: a Python regular expression that must be found in the reply."""
-    shape: Shape | None = Field(None, title="Shape")
+    shape: Shape | None = Field(None, title="Shape", json_schema_extra=ADVANCED)
     """For `format`. `think`: thoughts between `<think>` and `</think>`, then the answer; `think_answer`: the answer
     between `<answer>` and `</answer>` as well; `boxed`: a formula in `\\boxed{}`; `json`: nothing but valid JSON."""
-    min_words: int | None = Field(None, ge=0, title="Fewest words")
+    min_words: int | None = Field(None, ge=0, title="Fewest words", json_schema_extra=ADVANCED)
     """For `length`: a reply with fewer words gets the share of them that it has."""
-    max_words: Annotated[int, Field(ge=1)] | None = Field(None, title="Most words")
+    max_words: Annotated[int, Field(ge=1)] | None = Field(None, title="Most words", json_schema_extra=ADVANCED)
     """For `length`: a reply with more words gets nothing from twice as many on, and in between in proportion."""
 
     @field_validator("pattern")
@@ -119,19 +119,19 @@ class Reward(_Rule):
     revision: str | None = Field(None, title="Revision")
     """For `reward_model` from the hub: commit, tag or branch; it is pinned to the commit that it points to."""
     function: str | None = Field(None, title="Function")
-    """For `function`: `package.module:name`, or `path/to/file.py:name`; paths start at the recipe. Takes what TRL's
-    reward functions take (prompts, completions, completion_ids and every column of the row, as keywords) and returns
-    one number, or none, a completion; may be `async`. It runs in a process of its own."""
+    """For `function`: `package.module:name`, or `path/to/file.py:name` (paths start at the recipe), called in a process
+    of its own. Takes what TRL's reward functions take (prompts, completions, completion_ids and every column of the
+    row, as keywords) and returns one number, or none, a completion; may be `async`."""
     trl: TRLReward | None = Field(None, title="TRL's function")
     """For `trl`: its name in `trl.rewards`; one that is made from options (`get_…`) takes them from below."""
     options: dict[str, JsonValue] = Field({}, title="Options")
     """For `trl` and `function`: keyword arguments that are the same for every completion."""
-    timeout_seconds: float = Field(60.0, gt=0, title="Time limit in seconds")
+    timeout_seconds: float = Field(60.0, gt=0, title="Time limit in seconds", json_schema_extra=ADVANCED)
     """For `function`: a call that takes longer is ended, and its completions get nothing from this reward."""
-    memory_limit_bytes: int = Field(2_000_000_000, ge=2**26, title="Memory limit in bytes")
-    """For `function`: what its process may allocate."""
-    failures_allowed: float = Field(0.5, ge=0, le=1, title="Failures allowed")
-    """For `function`: share of its calls so far that may fail, from the fourth on; more stop the stage."""
+    memory_limit_bytes: int = Field(2_000_000_000, ge=2**26, title="Memory limit in bytes", json_schema_extra=ADVANCED)
+    """For `function`: bytes of memory that its process may allocate."""
+    failures_allowed: float = Field(0.5, ge=0, le=1, title="Failures allowed", json_schema_extra=ADVANCED)
+    """For `function`: share of its calls, from 0 to 1, that may fail, from the fourth call on; more stop the stage."""
 
     @property
     def label(self) -> str:

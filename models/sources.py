@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from models.contract import Contract
+from models.contract import ADVANCED, Contract
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -20,12 +20,12 @@ class BaseModelSource(Contract):
     """Commit, tag or branch on the hub; a branch is pinned to the commit that it points to."""
     chat_template: str | None = Field(None, title="Chat template")
     """`chatml`, or the path of a Jinja file; replaces the model's own. Needed where the model brings none."""
-    pad_token: str | None = Field(None, title="Padding token")
+    pad_token: str | None = Field(None, title="Padding token", json_schema_extra=ADVANCED)
     """A token of the vocabulary, used where the model names none or pads with its end-of-sequence token."""
-    eos_token: str | None = Field(None, title="End-of-sequence token")
+    eos_token: str | None = Field(None, title="End-of-sequence token", json_schema_extra=ADVANCED)
     """A token of the vocabulary that ends an assistant's turn; default: the model's own."""
 
-    license: str | None = Field(None, title="Licence")
+    license: str | None = Field(None, title="Licence", json_schema_extra=ADVANCED)
     """SPDX identifier, such as `apache-2.0`, for model cards; default: what hub, folder or package say of it."""
 
     @model_validator(mode="after")
@@ -94,19 +94,19 @@ class RowSource(Contract):
     """A JSONL, JSON, CSV, Parquet or Arrow file (gzip and zstd too), a folder of them, a pattern such as
     `data/part-*.jsonl.gz`, several of these separated by commas, or a hub id; paths start at the recipe. Files are read
     in the order of their names: that decides the order of rows, and so which snapshot they are."""
-    name: str | None = Field(None, title="Configuration")
+    name: str | None = Field(None, title="Configuration", json_schema_extra=ADVANCED)
     """Configuration of a hub dataset."""
     split: str = Field("train", min_length=1, title="Split")
     """Split of a hub dataset."""
-    revision: str | None = Field(None, title="Revision")
+    revision: str | None = Field(None, title="Revision", json_schema_extra=ADVANCED)
     """Commit, tag or branch of a hub dataset."""
     max_rows: Positive | None = Field(None, title="Most rows")
-    """Use the first so many rows only."""
-    format: Literal["auto", FormatName] = Field("auto", title="Format")
+    """Use the first so many rows only; default: all."""
+    format: Literal["auto", FormatName] = Field("auto", title="Format", json_schema_extra=ADVANCED)
     """How the rows are read; `auto`: as their columns say, and where they can be read in several ways, not at all."""
-    columns: Columns | None = Field(None, title="Column mapping")
+    columns: Columns | None = Field(None, title="Column mapping", json_schema_extra=ADVANCED)
     """The source's columns where they have other names than the formats know; they come first."""
-    license: str | None = Field(None, title="Licence")
+    license: str | None = Field(None, title="Licence", json_schema_extra=ADVANCED)
     """SPDX identifier, such as `cc-by-4.0`, for model cards; default: what the hub says of a hub dataset."""
 
     @property

@@ -5,6 +5,8 @@ them at import.
 """
 
 import os
+import re
+import tempfile
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,6 +16,10 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.errors import InputError, describe_validation
+
+
+def _queue_of_user() -> Path:
+    return Path(tempfile.gettempdir()) / f"align-queue-{os.getuid()}"
 
 
 class Settings(BaseSettings):
@@ -28,9 +34,13 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device to train on; `auto` takes the best there is."""
     threads: int | None = Field(None, ge=1)
-    """CPU threads for all stages together; default: the cores that this process may use."""
+    """CPU threads for all stages of the machine together; default: the cores that this process may use."""
     parallel_stages: int | None = Field(None, ge=1)
-    """Stages that may run at the same time; default: 2 on a CPU with at least two cores, else one a device."""
+    """Stages that may compute at the same time, over all runs of the machine; default: 2 on a CPU with at least two
+    cores, else one a device."""
+    queue: Path = Field(default_factory=_queue_of_user)
+    """Folder of the machine's queue, where runs wait for one another; default: this user's own among the system's
+    temporary files. Where several users train, name one folder of a group of theirs, on the machine's own disk."""
     per_device_train_batch_size: int | None = Field(None, ge=1)
     """Largest micro-batch in rows; default: the whole effective batch. Halved after running out of memory."""
     checkpoint_every_steps: int = Field(25, ge=1)
@@ -53,16 +63,27 @@ class Settings(BaseSettings):
     """Trackers that get the training metrics, by Transformers' names, separated by commas: `tensorboard,wandb`."""
     promoted_by: str = ""
     """Who promotes checkpoints, as the history of aliases shall tell; default: it tells nobody."""
+    notify: Annotated[tuple[str, ...], NoDecode] = ()
+    """Prefect blocks that `align up` lets tell people what happens, as `type-slug/name`, separated by commas:
+    `slack-webhook/team,custom-webhook/ops`."""
 
     judge_url: str | None = None
     """Base URL of the OpenAI-compatible API where the recipe's judge answers: `http://localhost:8000/v1`."""
     judge_api_key: SecretStr | None = None
     """Key that the judge's server wants."""
 
-    @field_validator("report_to", mode="before")
+    @field_validator("report_to", "notify", mode="before")
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
         return tuple(filter(None, value.replace(" ", "").split(","))) if isinstance(value, str) else value
+
+    @field_validator("notify")
+    @classmethod
+    def _name_blocks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if not re.fullmatch(r"[a-z0-9-]+/[a-z0-9-]+", name):
+                raise ValueError(f"'{name}' is no block; name it type-slug/name, as in slack-webhook/team")
+        return value
 
 
 def load_settings() -> Settings:
@@ -77,7 +98,8 @@ def load_settings() -> Settings:
     except ValidationError as error:
         told = describe_validation(error, "").splitlines()
         raise InputError("\n".join(map(_named, told))) from None
-    return settings.model_copy(update={"home": settings.home.expanduser().absolute()})
+    places = {"home": settings.home, "queue": settings.queue}
+    return settings.model_copy(update={name: place.expanduser().absolute() for name, place in places.items()})
 
 
 def _named(problem: str) -> str:

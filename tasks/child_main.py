@@ -1,11 +1,13 @@
 """The child's side of `tasks.child`: a forked process that runs one function and dies with its parent."""
 
 import ctypes
+import logging
 import os
 import resource
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
@@ -76,6 +78,7 @@ def serve(
     output.close()
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    _name_levels()
     _see_one_accelerator(options.place)
     _limit_threads(options.threads)
     if options.memory_limit_bytes:
@@ -85,6 +88,17 @@ def serve(
         events.send(("returned", result, _peak_memory_bytes()))
     except Exception as error:  # whatever it is, it has to cross the process border
         events.send(("failed", _describe(error), _peak_memory_bytes()))
+
+
+def _name_levels() -> None:
+    """Let every logger print a line's level first, and warnings be lines of a logger: the run's log keeps the level."""
+    formatter = logging.Formatter("%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig()
+    known = [each for each in logging.root.manager.loggerDict.values() if isinstance(each, logging.Logger)]
+    for handler in [handler for logger in (logging.root, *known) for handler in logger.handlers]:
+        handler.setFormatter(formatter)
+    warnings.formatwarning = lambda message, category, filename, lineno, line=None: f"{category.__name__}: {message}"
+    logging.captureWarnings(True)
 
 
 def _die_with_server() -> None:

@@ -44,7 +44,7 @@ def compare_models(
             )
             comparison = comparison.model_copy(update={"judged_win_rate": rate, "judge_failures": failures})
         found.append(comparison)
-    _show(found)
+    show_comparisons(found)
     return tuple(found)
 
 
@@ -64,8 +64,8 @@ def _matches(
         yield last, result, alias
 
 
-def _show(comparisons: Sequence[Comparison]) -> None:
-    """The verdicts in the Prefect UI."""
+def show_comparisons(comparisons: Sequence[Comparison]) -> None:
+    """Show the verdicts as a table in the Prefect UI."""
     rows = [
         {"model": one.model, "against": f"{one.role} {one.against}", "measure": each.measure, "verdict": str(each)}
         for one in comparisons

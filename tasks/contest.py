@@ -1,5 +1,6 @@
-"""Two models that shall be compared: who they are, what to measure them with, and the page about them."""
+"""Models that shall be judged or compared: who they are, what to measure them with, and the page about two."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from tasks.store import MANIFEST, ArtifactStore, read_manifest
 
 @dataclass(frozen=True)
 class Contest:
-    """Two policies and what they are measured with."""
+    """One or two policies and what they are measured with."""
 
     entrants: tuple[tuple[Checkpoint, Checkpoint | None], ...]
     """Each with the model that it was trained from, where that is still there."""
@@ -41,14 +42,29 @@ def find_contest(store: ArtifactStore, a: str, b: str, recipe: Recipe | None = N
     Raises:
         InputError: one of them is not there or is a reward model, both are one, or no run says what to measure.
     """
+    return find_entrants(store, (a, b), recipe)
+
+
+def find_entrants(store: ArtifactStore, wanted: Sequence[str], recipe: Recipe | None = None) -> Contest:
+    """Find out which models a user means, and what to measure them with.
+
+    Args:
+        store: The artifact root.
+        wanted: Checkpoints, or runs: their last policies.
+        recipe: What to measure; default: the evaluation of the newest run that has made one of them.
+
+    Raises:
+        InputError: one of them is not there or is a reward model, two are one, or no run says what to measure.
+    """
     records, _ = all_runs(store.home)
-    entrants = [_entrant(store, wanted, records) for wanted in (a, b)]
+    entrants = [_entrant(store, one, records) for one in wanted]
     names = [checkpoint.name for checkpoint, _ in entrants]
-    if names[0] == names[1]:
-        raise InputError(f"'{a}' and '{b}' are both {names[0]}; name two models")
+    if len(set(names)) < len(names):
+        raise InputError(f"{' and '.join(map(repr, wanted))} are both {names[0]}; name two models")
     run = next((one for one in records if _made(one, names)), None)
     if not (recipe or run):
-        raise InputError(f"no run in {store.home} has made {names[0]} or {names[1]}; say what to measure with --recipe")
+        made = " or ".join(dict.fromkeys(names))
+        raise InputError(f"no run in {store.home} has made {made}; say what to measure with --recipe")
     scorers = [one.checkpoint for one in run.stages if one.stage == "reward"] if run else []
     there = [one for one in scorers if (one.path / MANIFEST).exists() and not obstacle(store, one.path)]
     return Contest(tuple(entrants), recipe or run.recipe, there[0] if there else None)  # type: ignore[union-attr]

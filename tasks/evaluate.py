@@ -1,7 +1,7 @@
 """Evaluation as a Prefect task: any model of a run on the same held-out rows, once for each model and set of rows."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -166,3 +166,14 @@ def _show(stage: EvaluationInput, result: EvaluationResult) -> None:
     ]
     name = stage.checkpoint.name
     publish(create_table_artifact, rows, key=f"evaluation-{name}", description=f"Held-out figures of {name}")
+
+
+def show_figures(results: Sequence[EvaluationResult]) -> None:
+    """Show the figures of several models side by side as a table in the Prefect UI."""
+    figures = [result.estimates() for result in results]
+    rows = [
+        {"metric": name}
+        | {one.checkpoint.name: str(of.get(name, "-")) for one, of in zip(results, figures, strict=True)}
+        for name in dict.fromkeys(name for of in figures for name in of)
+    ]
+    publish(create_table_artifact, rows, key="held-out-figures", description="Held-out figures with 95 % intervals")

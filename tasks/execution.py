@@ -1,11 +1,13 @@
 """How the stages of a run are carried out on this machine: settings and machine together, handed down by the flow."""
 
+import os
 from functools import cache
 from importlib.metadata import version
 from typing import Any
 
 from models.artifacts import Precision, Stage
 from models.contract import Contract
+from models.queue import Share
 from models.recipe import Recipe
 from models.run import RunRecord
 from settings.machine import Machine, inspect_machine, resolve_precision
@@ -50,6 +52,24 @@ class Execution(Contract):
         side_by_side = min(stages, self.parallel_stages)
         return self.model_copy(update={"threads": max(1, self.threads // side_by_side)})
 
+    @property
+    def share(self) -> Share:
+        """What a stage takes of the machine: its threads of a CPU, or a place on one of the accelerators."""
+        on_cpu = self.machine.device == "cpu"
+        return Share(
+            devices=self._devices(),
+            threads=self.threads if on_cpu else 0,
+            threads_limit=self.settings.threads or self.machine.cores,
+            stages_limit=self.parallel_stages,
+        )
+
+    def _devices(self) -> tuple[str, ...]:
+        """The CPU or the accelerators that this process sees, by the system's names for them."""
+        if self.machine.device != "cuda":
+            return (self.machine.device,)
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(self.machine.accelerators)))
+        return tuple(f"cuda:{device.strip()}" for device in visible.split(",") if device)[: self.machine.accelerators]
+
     def shared_inputs(self, recipe: Recipe) -> dict[str, Any]:
         """The fields that every training stage's input takes from the run as a whole."""
         return {
@@ -69,11 +89,15 @@ def plan_execution(recipe: Recipe, settings: Settings) -> Execution:
         InputError: the machine cannot do what recipe or settings ask for.
     """
     machine = inspect_machine(settings)
-    on_cpu = machine.device == "cpu"
     return Execution(
         settings=settings,
         machine=machine,
         precision=resolve_precision(machine, recipe.precision),
         threads=settings.threads or machine.cores,
-        parallel_stages=settings.parallel_stages or (min(2, machine.cores) if on_cpu else machine.accelerators),
+        parallel_stages=stages_at_once(settings, machine),
     )
+
+
+def stages_at_once(settings: Settings, machine: Machine) -> int:
+    """Stages that may compute on the machine at the same time."""
+    return settings.parallel_stages or (min(2, machine.cores) if machine.device == "cpu" else machine.accelerators)

@@ -185,6 +185,11 @@ def refuse_closed_gate(result: GateResult | None) -> None:
         InputError: the gate is closed; the message names each condition that does not hold.
     """
     if result and not result.passed:
-        failed = "; ".join(f"{one.condition}: {one.found}" for one in result.conditions if not one.passed)
+        failed = closed_by(result)
         remedy = "train on, or promote it with --despite-gate and a --reason"
         raise InputError(f"the gate is closed for {result.checkpoint}: {failed}; {remedy}")
+
+
+def closed_by(result: GateResult) -> str:
+    """The conditions that do not hold, each with what was found."""
+    return "; ".join(f"{one.condition}: {one.found}" for one in result.conditions if not one.passed)

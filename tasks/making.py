@@ -8,6 +8,7 @@ rebuilt where its adapter and parent give it back, and one process at a time mak
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -22,8 +23,9 @@ from tasks.files import explaining_a_full_disk
 from tasks.ledger import read_attempts
 from tasks.provenance import version_changes
 from tasks.pruned import is_pruned
+from tasks.queue import Queue
 from tasks.restoring import restore_held
-from tasks.store import ArtifactStore, read_manifest
+from tasks.store import ArtifactStore, Waiting, read_manifest
 from tasks.telling import Teller
 
 Made = TypeVar("Made", bound=Contract)
@@ -45,7 +47,7 @@ def find_or_make(
         kind: What the folder holds.
         name: Its name, which ends in the fingerprint's beginning.
         execution: The machine's part.
-        make: Makes and publishes the folder; called while one of the machine's places for computing is held.
+        make: Makes and publishes the folder; called once it is this stage's turn to compute on the machine.
         read: Turns the finished folder and its manifest into what the task returns.
         title: What people know it as; default: the name.
 
@@ -65,22 +67,17 @@ def find_or_make(
         if found and (found.run == execution.run or not forced):
             teller.cached(path, found, version_changes(found.versions))
             return cast(Made, Completed(name="Cached", data=read(path, found), message=f"{path.name} is there already"))
-        with store.slot(execution.parallel_stages, holder, teller.waiting) as place, teller.failing():
-            made = make(store, teller, ChildOptions.of(execution, place))
+        with _turn(kind, teller.name, execution, teller.waiting) as options, teller.failing():
+            made = make(store, teller, options)
         teller.completed(path, made, found or pruned)
         return read(path, made)
 
 
 def _rebuilt(store: ArtifactStore, path: Path, holder: str, execution: Execution, teller: Teller) -> Manifest | None:
     """Make a pruned folder whole, where that is possible without training it again."""
-
-    @contextmanager
-    def computing() -> Iterator[ChildOptions]:
-        with store.slot(execution.parallel_stages, holder, teller.waiting) as place:
-            yield ChildOptions.of(execution, place)
-
     if not is_pruned(path):
         return None
+    computing = partial(_turn, "checkpoint", teller.name, execution, teller.waiting)
     try:
         restore_held(store, path, holder, computing, lambda doing: teller.report({"phase": doing}))
     except (InputError, DamagedArtifact) as error:
@@ -88,6 +85,16 @@ def _rebuilt(store: ArtifactStore, path: Path, holder: str, execution: Execution
         return None
     manifest = read_manifest(path)
     return store.find(manifest.kind, path.name)
+
+
+@contextmanager
+def _turn(kind: Kind, name: str, execution: Execution, waiting: Waiting) -> Iterator[ChildOptions]:
+    """Hold a share of the machine; freezing a dataset's rows needs none."""
+    if kind == "dataset":
+        yield ChildOptions.of(execution, 0)
+        return
+    with Queue(execution.settings.queue).turn(execution.run, name, execution.share, waiting) as place:
+        yield ChildOptions.of(execution, place)
 
 
 def _is_forced(name: str, title: str, execution: Execution) -> bool:

@@ -28,6 +28,7 @@ from tasks.execution import plan_execution
 from tasks.forecast import stage_inputs
 from tasks.gate import check_condition, find_rivals
 from tasks.pruned import is_pruned
+from tasks.queue import check_queue
 from tasks.reward_functions import check_function
 from tasks.scorer_check import find_scorer
 from tasks.store import ArtifactStore
@@ -95,6 +96,8 @@ def _check(recipe: Recipe, settings: Settings, preparations: Preparations) -> Pr
         precision = resolve_precision(machine, recipe.precision)
     with noting(problems):
         _check_home(settings.home)
+    with noting(problems):
+        check_queue(settings.queue)
     _check_libraries(recipe, settings, problems)
     if recipe.quantization and machine and machine.device == "mps":
         problems.append("quantization: 4-bit weights need a CPU or CUDA; remove it, or set ALIGN_DEVICE=cpu")

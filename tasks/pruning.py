@@ -1,8 +1,8 @@
 """Free space in an artifact root: first a plan, then its carrying out. Manifests stay, and lineage with them.
 
-Kept are: what an alias points to or pointed to last, what the newest runs and those at work made or need, what cannot
-be made again, the ancestors of all that, and evaluations of it. What goes, goes behind a mark: it is neither damaged
-nor served, and whatever needs it again rebuilds it from adapter and parent, or trains it again.
+Kept are: what an alias points to or pointed to last, what waits for approval, what the newest runs and those at work
+made or need, what cannot be made again, the ancestors of all that, and evaluations of it. What goes, goes behind a
+mark: it is neither damaged nor served, and whatever needs it again rebuilds it from adapter and parent, or trains it.
 """
 
 import shutil
@@ -15,6 +15,7 @@ from models.artifacts import Kind, Manifest, Pruned
 from models.errors import DamagedArtifact, InputError
 from models.pruning import PruneItem, PrunePlan, What
 from tasks.aliases import all_aliases
+from tasks.decisions import awaited
 from tasks.lineage import KINDS, ancestry
 from tasks.pruned import is_pruned, mark_pruned, read_pruned
 from tasks.restoring import Computing, Telling, merged_weights, rebuild_weights
@@ -67,7 +68,7 @@ def carry_out(store: ArtifactStore, plan: PrunePlan, holder: str, computing: Com
 def _kept(store: ArtifactStore, keep: int) -> dict[str, str]:
     """Names of the finished folders that stay, each with the first reason for it."""
     reasons: dict[str, str] = {}
-    for name, why in chain(_by_aliases(store), _by_runs(store, keep), _by_nature(store)):
+    for name, why in chain(_by_people(store), _by_runs(store, keep), _by_nature(store)):
         path = store.locate(name)
         reasons.setdefault(name, why)
         for ancestor in ancestry(store, path).nodes if path else ():
@@ -80,11 +81,13 @@ def _kept(store: ArtifactStore, keep: int) -> dict[str, str]:
     return reasons
 
 
-def _by_aliases(store: ArtifactStore) -> Iterator[tuple[str, str]]:
+def _by_people(store: ArtifactStore) -> Iterator[tuple[str, str]]:
     for alias in all_aliases(store.home):
         yield alias.checkpoint, f"alias {alias.name}"
         if previous := alias.history[-1].previous:
             yield previous, f"alias {alias.name} pointed to it before"
+    for decision in awaited(store.home):
+        yield decision.checkpoint, f"it waits for approval as {decision.alias}"
 
 
 def _by_runs(store: ArtifactStore, keep: int) -> Iterator[tuple[str, str]]:

@@ -76,12 +76,12 @@ def close_failed(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> 
     home = load_settings().home
     endings: dict[str, RunState] = {"FAILED": "failed", "CRASHED": "crashed", "CANCELLED": "cancelled"}
     name = flow_run.parameters.get("resume")
-    recipe = Recipe.model_validate(flow_run.parameters["recipe"])
     if not name:
-        known = _run_of_flow_run(str(flow_run.id), recipe, home)
+        known = _run_of_flow_run(str(flow_run.id), None, home)
         name = known.id if known else None
     if name and not is_at_work_elsewhere(name, home):
-        _close(name, home, endings.get(state.type.value, "failed"), state.message or "")
+        with suppress(InputError):  # there is no such record: that is why it failed
+            _close(name, home, endings.get(state.type.value, "failed"), state.message or "")
 
 
 def _close(name: str, home: Path, state: RunState, reason: str) -> bool:
@@ -102,12 +102,12 @@ def _run_to_resume(name: str, recipe: Recipe, home: Path) -> RunRecord:
     return record
 
 
-def _run_of_flow_run(flow_run: str, recipe: Recipe, home: Path) -> RunRecord | None:
-    """The record that an earlier try of the same flow run has opened, where it can still be read."""
+def _run_of_flow_run(flow_run: str, recipe: Recipe | None, home: Path) -> RunRecord | None:
+    """The record that this flow run, or an earlier try of it, has opened (for a recipe), where it can be read."""
     for path in (home / "runs").glob(f"*-{flow_run[:8]}"):
         with suppress(InputError):
             record = read_run(path)
-            if record.recipe == recipe:
+            if recipe is None or record.recipe == recipe:
                 return record
     return None
 

@@ -1,22 +1,14 @@
-"""The report of a run as a Prefect task: one HTML file, and the same in short as Prefect artifacts."""
+"""The report of a run as a Prefect task: the completed record, and one HTML file."""
 
 import json
-from base64 import b64encode
 from pathlib import Path
 
 from prefect import task
-from prefect.artifacts import (
-    create_image_artifact,
-    create_link_artifact,
-    create_markdown_artifact,
-    create_table_artifact,
-)
 from prefect.cache_policies import NO_CACHE
 
 from models.artifacts import Checkpoint, Manifest
 from models.comparison import Comparison
 from models.evaluation import EvaluationResult
-from models.lineage import LineageGraph
 from models.run import RunRecord, StageOutcome
 from tasks.alarms import read_alarms
 from tasks.execution import Execution
@@ -25,12 +17,10 @@ from tasks.gate import judge_gate, save_gate
 from tasks.lineage import ancestry
 from tasks.progress import Progress, announce
 from tasks.provenance import without_folders
-from tasks.reporting.lineage_page import render_drawing, render_lineage
+from tasks.reporting.lineage_page import render_lineage
 from tasks.reporting.page import LINEAGE_PAGE, render_report
-from tasks.reporting.verdict import verdict
 from tasks.run_record import release_run, save_run
 from tasks.store import MANIFEST, ArtifactStore, read_manifest, utc_now
-from tasks.telling import publish
 
 
 @task(name="report", cache_policy=NO_CACHE)
@@ -70,13 +60,10 @@ def report(
     shown = finished.model_copy(update={"recipe": without_folders(finished.recipe)})
     replace_file(path, render_report(shown, curves, manifests | _dataset_manifests(run, home)))
     store = ArtifactStore(home)
-    lineage = ancestry(store, last.path)
-    replace_file(path.with_name(LINEAGE_PAGE), render_lineage(store, lineage))
+    replace_file(path.with_name(LINEAGE_PAGE), render_lineage(store, ancestry(store, last.path)))
     save_gate(gate, path.parent)
     save_run(finished, home)
     release_run(run.id)
-    _show(finished, path)
-    _show_lineage(lineage, path.with_name(LINEAGE_PAGE))
     announce(Progress(stage=f"report-{run.id}", phase="completed"))
     return finished
 
@@ -103,32 +90,3 @@ def _dataset_manifests(run: RunRecord, home: Path) -> dict[str, Manifest]:
     """Of the snapshots that the run trained on or held out."""
     folders = {name: home / "datasets" / name for name in run.needs}
     return {name: read_manifest(path) for name, path in folders.items() if (path / MANIFEST).exists()}
-
-
-def _show(run: RunRecord, path: Path) -> None:
-    """The verdict, the table of figures and the link to the report in the Prefect UI."""
-    publish(
-        create_markdown_artifact, f"# {run.id}\n\n{verdict(run)}\n", key="verdict", description=f"What {run.id} taught"
-    )
-    rows = [
-        {"model": result.checkpoint.name} | {name: str(figure) for name, figure in result.estimates().items()}
-        for result in run.evaluations
-    ]
-    publish(create_table_artifact, rows, key="held-out-figures", description=f"Figures of {run.id} with 95 % intervals")
-    publish(
-        create_link_artifact, path.as_uri(), link_text="report.html", key="report", description=f"Report of {run.id}"
-    )
-
-
-def _show_lineage(lineage: LineageGraph, page: Path) -> None:
-    """The graph as an image, which the Prefect UI shows, and the link to the page where its nodes open their cards."""
-    drawing = b64encode(render_drawing(lineage).encode()).decode()
-    publish(
-        create_image_artifact,
-        f"data:image/svg+xml;base64,{drawing}",
-        key="lineage",
-        description=f"What {lineage.root} is made of",
-    )
-    publish(
-        create_link_artifact, page.as_uri(), link_text=page.name, key="lineage-page", description="The graph with cards"
-    )

@@ -25,7 +25,7 @@ from tasks.child import run_in_child
 from tasks.child_main import ChildOptions
 from tasks.core.entry import compare_weights
 from tasks.data.rows import Role
-from tasks.execution import Execution
+from tasks.execution import Execution, stages_at_once
 from tasks.finding import resolve
 from tasks.provenance import version_changes
 from tasks.reward_functions import function_digests
@@ -119,7 +119,7 @@ def scratch_execution(steps: list[Step], settings: Settings) -> Execution:
         machine=machine,
         precision=resolve_precision(machine, target.record.identity["precision"]),
         threads=settings.threads or machine.cores,
-        parallel_stages=1,
+        parallel_stages=stages_at_once(settings, machine),
         run=f"reproduction-of-{target.name}",
     )
 

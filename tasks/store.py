@@ -136,15 +136,26 @@ class ArtifactStore:
             Stopped: this process is to end while it waits.
         """
         name = f"{kind}-{name}"
-        with self._first_free([name], holder, lambda: waiting(f"{self._holder(name)}, which makes it")):
+        self._locks.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self._locks / f"{name}.lock")
+        if not _try(lock):
+            waiting(f"{self._holder(name)}, which makes it")
+            while not _try(lock):
+                stop_if_closing()
+                time.sleep(_SECONDS_BETWEEN_TRIES)
+        try:
+            with suppress(OSError):  # for others to read; on a full disk they do without
+                (self._locks / f"{name}.holder").write_text(holder)
             yield
+        finally:
+            lock.release()
 
     @contextmanager
     def lock_if_free(self, kind: Kind, name: str) -> Iterator[bool]:
         """Hold the right to make that folder where nobody else does; yields whether it is held now."""
         lock = FileLock(self._locks / f"{kind}-{name}.lock")
         try:
-            yield bool(_try_all({name: lock}))
+            yield _try(lock)
         finally:
             lock.release()
 
@@ -154,37 +165,6 @@ class ArtifactStore:
             return False
         with self.lock_if_free(kind, name) as free:
             return not free
-
-    @contextmanager
-    def slot(self, slots: int, holder: str, waiting: Waiting) -> Iterator[int]:
-        """Hold one of the machine's places for a stage that computes, over all runs that share this artifact root.
-
-        Yields:
-            The place's number, from 0.
-        """
-        names = [f"slot-{number}" for number in range(slots)]
-        told = f"one of {slots} places to compute in, taken by "
-        with self._first_free(names, holder, lambda: waiting(told + ", ".join(map(self._holder, names)))) as name:
-            yield names.index(name)
-
-    @contextmanager
-    def _first_free(self, names: list[str], holder: str, waiting: Callable[[], None]) -> Iterator[str]:
-        """Hold the first of the named locks that is free; ask for them in turn until one is."""
-        self._locks.mkdir(parents=True, exist_ok=True)
-        locks = {name: FileLock(self._locks / f"{name}.lock") for name in names}
-        name = _try_all(locks)
-        if name is None:
-            waiting()
-        while name is None:
-            stop_if_closing()
-            time.sleep(_SECONDS_BETWEEN_TRIES)
-            name = _try_all(locks)
-        try:
-            with suppress(OSError):  # for others to read; on a full disk they do without
-                (self._locks / f"{name}.holder").write_text(holder)
-            yield name
-        finally:
-            locks[name].release()
 
     def _holder(self, name: str) -> str:
         """Who holds a lock, where it can be told."""
@@ -271,10 +251,8 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _try_all(locks: dict[str, FileLock]) -> str | None:
-    """Take the first lock that nobody holds."""
-    for name, lock in locks.items():
-        with suppress(Timeout):
-            lock.acquire(timeout=0)
-            return name
-    return None
+def _try(lock: FileLock) -> bool:
+    """Take a lock where nobody holds it."""
+    with suppress(Timeout):
+        lock.acquire(timeout=0)
+    return lock.is_locked

@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,18 +21,29 @@ from tasks.execution import Execution
 from tasks.store import ArtifactStore
 from tests.faults import SETTINGS, STEPS, Scene
 from tests.folders import family
+from tests.operating import Place
 from tests.published import Shelf
 from tests.tiny import build_tiny_model, run_align, tiny_recipe, write_tiny_data
 
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Where to keep pictures of the UI."""
+    parser.addoption("--screenshots", metavar="FOLDER", help="keep pictures of the Prefect UI there (make test-e2e)")
+
+
 def pytest_configure() -> None:
     """Shut out this machine's own settings, before any test module reads them."""
     for name in [name for name in os.environ if name.startswith("ALIGN_")]:
         del os.environ[name]
-    os.environ.update(_OFFLINE)
+    os.environ.update(_OFFLINE, ALIGN_QUEUE=tempfile.mkdtemp(prefix="align-queue-"))  # nobody else's work is waited for
     Settings.model_config["env_file"] = None
+
+
+def pytest_unconfigure() -> None:
+    """Leave no queue behind."""
+    shutil.rmtree(os.environ["ALIGN_QUEUE"], ignore_errors=True)
 
 
 def pytest_collection_finish() -> None:
@@ -170,3 +182,13 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
 def paper_shelf(tmp_path: Path) -> Shelf:
     """A test's own artifact root to publish from, where a few bytes stand for the weights."""
     return Shelf(tmp_path / "home", real=False)
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A server and a worker that `align up` has started, with two small flows."""
+    place = Place(tmp_path_factory.mktemp("place"))
+    done = place.align("up")
+    assert done.returncode == 0, done.stderr
+    yield place
+    place.align("down")

@@ -272,6 +272,7 @@ def test_the_flow_promotes_and_goes_back(prefect_api: None, store: ArtifactStore
 
     flow("sft", reason="nightly", by="schedule")
     alias = flow("dpo")
+    assert isinstance(alias, Alias)
     assert alias.checkpoint == name_of("dpo")
     assert len(alias.history[-1].flow_run) == 36
     assert flow(rollback=True).checkpoint == name_of("sft")

@@ -214,11 +214,11 @@ def test_a_kill_while_publishing_leaves_only_whole_folders(tmp_path: Path) -> No
 
 @pytest.fixture
 def holder(store: ArtifactStore) -> "subprocess.Popen[bytes]":
-    """Another process that holds the lock of `NAME` and the only slot."""
+    """Another process that holds the lock of `NAME`."""
     code = (
         "import sys, time; from pathlib import Path; from tasks.store import ArtifactStore\n"
         "store = ArtifactStore(Path(sys.argv[1]))\n"
-        f"with store.lock('checkpoint', '{NAME}', 'run A', print), store.slot(1, 'run A', print):\n"
+        f"with store.lock('checkpoint', '{NAME}', 'run A', print):\n"
         "    print('held', flush=True); time.sleep(600)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, store.home], cwd=ROOT, stdout=subprocess.PIPE)
@@ -227,27 +227,22 @@ def holder(store: ArtifactStore) -> "subprocess.Popen[bytes]":
     return process
 
 
-@pytest.mark.parametrize("kind", ["lock", "slot"])
-def test_a_lock_waits_until_its_holder_is_dead(
-    store: ArtifactStore, holder: "subprocess.Popen[bytes]", kind: str
-) -> None:
+def test_a_lock_waits_until_its_holder_is_dead(store: ArtifactStore, holder: "subprocess.Popen[bytes]") -> None:
     told: list[str] = []
 
     def waiting(process: str) -> None:
         told.append(process)
         holder.send_signal(signal.SIGKILL)
 
-    with holder:
-        taken = store.lock("checkpoint", NAME, "B", waiting) if kind == "lock" else store.slot(1, "B", waiting)
-        with taken:
-            assert holder.wait() == -signal.SIGKILL
+    with holder, store.lock("checkpoint", NAME, "B", waiting):
+        assert holder.wait() == -signal.SIGKILL
     (said,) = told
     assert "run A" in said
 
 
-def test_other_locks_and_free_slots_do_not_wait(store: ArtifactStore, holder: "subprocess.Popen[bytes]") -> None:
+def test_other_locks_do_not_wait(store: ArtifactStore, holder: "subprocess.Popen[bytes]") -> None:
     told: list[str] = []
-    with holder, store.lock("checkpoint", name_of("dpo"), "B", told.append), store.slot(2, "B", told.append):
+    with holder, store.lock("checkpoint", name_of("dpo"), "B", told.append):
         holder.kill()
     assert told == []
 

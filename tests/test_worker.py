@@ -51,13 +51,13 @@ class Workplace:
             start_new_session=True,
         )
 
-    def submit(self, scene: Scene) -> UUID:
-        """Run the deployment as the UI's form does."""
-        deployment = self.client.read_deployment_by_name("align/on-demand")
+    def submit(self, scene: Scene, name: str = "align/on-demand", **more: str) -> UUID:
+        """Run a deployment as the UI's form does, with further parameters."""
+        deployment = self.client.read_deployment_by_name(name)
         environment = SETTINGS | {"ALIGN_HOME": str(scene.home)}
         run = self.client.create_flow_run_from_deployment(
             deployment.id,
-            parameters={"recipe": scene.recipe.model_dump(mode="json"), "recipe_name": "tiny"},
+            parameters={"recipe": scene.recipe.model_dump(mode="json"), "recipe_name": "tiny", **more},
             job_variables={"env": environment},
         )
         return run.id
@@ -175,6 +175,37 @@ def test_a_killed_worker_takes_its_run_along(workplace: Workplace, scene: Scene,
     workplace.start_worker()
     assert retried(workplace, run, scene) == 0
     record_property("fault", ("worker killed", "dpo, after step 2", "same weights", 0))
+
+
+def test_a_run_with_an_unknown_parameter_says_so(workplace: Workplace, scene: Scene) -> None:
+    run = workplace.submit(scene, recipe_nme="x")
+    workplace.wait_for(run, "Failed")
+    state = workplace.client.read_flow_run(run).state
+    assert state
+    assert state.message == "Wrong parameters: unknown key 'recipe_nme'; did you mean 'recipe_name'?"
+
+
+@pytest.mark.parametrize("end", ["Crashed", "Cancelled"])
+def test_a_retraining_ends_and_goes_on_as_a_run_does(
+    workplace: Workplace, scene: Scene, record_property: Record, end: str
+) -> None:
+    scene.without("dpo")
+    run = workplace.submit(scene, "retrain/weekly")
+    scene.training_process("dpo")
+    tree = tree_of(scene)
+    if end == "Crashed":
+        tree[0].kill()
+    else:
+        workplace.client.set_flow_run_state(run, Cancelling())
+    assert_gone(tree)
+    workplace.wait_for(run, end)
+    wait_until(lambda: record(scene).state == end.lower(), 30)
+    wait_until(lambda: _settled(workplace, run), 60)
+    workplace.retry(run)
+    workplace.wait_for(run, "Held")
+    assert record(scene).state == "completed"
+    scene.assert_whole()
+    record_property("fault", (f"retraining {end.lower()}", "dpo", "same weights", 0))
 
 
 def _settled(workplace: Workplace, run: UUID) -> bool:
