@@ -7,7 +7,6 @@ The models have random weights. Prints a table in Markdown; more than 25 % off, 
 # ruff: noqa: T201 - a benchmark prints
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from tasks.child import run_in_child
 from tasks.child_main import ChildOptions
 from tasks.core import entry
 from tasks.core.plan import Footprint, StageShape, TrainingPlan, split_batch
+from tasks.data.snapshot import read_rows
 from tests.tiny import build_tiny_model, write_rows
 
 TOO_HIGH, TOO_LOW = 0.25, -0.10
@@ -120,7 +120,7 @@ def _plan(size: Size) -> TrainingPlan:
 
 
 def _estimate(stage: TrainingInput, size: Size) -> Footprint:
-    rows = [*map(json.loads, stage.dataset.file.read_text().splitlines()[-1:])]
+    rows = [*read_rows(stage.dataset.path)][-1:]
     shape = StageShape(
         stage=stage.stage,
         hyperparameters=stage.hyperparameters,

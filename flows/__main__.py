@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments: Namespace) -> int:
     recipe = _recipe(arguments)
-    _preflight(recipe)
+    _preflight(recipe, keep=True)
     return _align(recipe, Path(arguments.recipe).stem or "recipe", force=tuple(arguments.force))
 
 
@@ -66,7 +66,7 @@ def _resume(arguments: Namespace) -> int:
     run = unfinished_run(settings.home, arguments.run)
     print(f"resuming run {run.id}")
     try:
-        found = _preflight(run.recipe)
+        found = _preflight(run.recipe, keep=True)
     except InputError as error:
         remedy = "put that right, or `align run` the recipe as it is now: what is finished is taken"
         raise InputError(f"run {run.id} cannot go on as it was begun; {remedy}\n{error}") from None
@@ -154,11 +154,11 @@ def _recipe(arguments: Namespace) -> "Recipe":
     return build_recipe(arguments.recipe, arguments.flags.values(arguments))
 
 
-def _preflight(recipe: "Recipe") -> "Preflight":
+def _preflight(recipe: "Recipe", *, keep: bool = False) -> "Preflight":
     from settings.settings import load_settings
     from tasks.preflight import preflight
 
-    return preflight(recipe, load_settings())
+    return preflight(recipe, load_settings(), keep=keep)
 
 
 def _compare(arguments: Namespace) -> int:

@@ -17,6 +17,7 @@ from models.stages import DPOInput, EvaluationInput, GRPOInput, RewardInput, SFT
 from settings.settings import load_settings
 from tasks.base_model import prepare_base_model
 from tasks.compare import compare_models
+from tasks.data.rows import Role
 from tasks.dataset import prepare_dataset
 from tasks.dpo import train_dpo
 from tasks.evaluate import evaluate, held_out, judge_inputs
@@ -28,7 +29,6 @@ from tasks.recording import close_failed, open_run
 from tasks.report import report
 from tasks.reward import train_reward_model
 from tasks.reward_functions import function_digests
-from tasks.rows import Role
 from tasks.scorer import prepare_scorer
 from tasks.sft import train_sft
 from tasks.showing import show_run
@@ -51,7 +51,7 @@ def align(
         resume: Name of an unfinished run of the same recipe, whose record goes on; empty: a new run.
     """
     settings = load_settings()
-    needs = preflight(recipe, settings).needs
+    needs = preflight(recipe, settings, keep=True).needs
     run = open_run(recipe, recipe_name, settings.home, force, resume, needs)
     execution = plan_execution(recipe, settings).of_run(run)
 

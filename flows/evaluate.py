@@ -15,11 +15,11 @@ from settings.settings import Settings, load_settings
 from tasks.compare import show_comparisons
 from tasks.comparing import compare
 from tasks.contest import Contest, find_contest, find_entrants, write_page
+from tasks.data.rows import Role
 from tasks.dataset import prepare_dataset
 from tasks.evaluate import evaluate as judge_one
 from tasks.evaluate import held_out, show_figures
 from tasks.execution import plan_execution
-from tasks.rows import Role
 from tasks.stopping import stop_stages_on_signals
 from tasks.store import ArtifactStore
 

@@ -168,7 +168,8 @@ def print_preflight(result: Preflight, console: Console) -> None:
     console.print(
         f"device: {machine.device} ({machine.name}, {machine.cores} cores), precision {result.precision}", markup=False
     )
-    print_table(("dataset", "rows", "path"), [(data.place, data.rows, data.path) for data in result.datasets], console)
+    datasets = [(data.place, data.rows, data.path, data.recognised) for data in result.datasets]
+    print_table(("dataset", "rows", "path", "read as"), datasets, console)
     print_table(("stage", "batch", "steps"), [(s.stage, s.batch_size, s.steps) for s in result.stages], console)
     kinds = ", ".join(f"{kind} {size / 1e9:.1f}" for kind, size in result.disk.items() if size >= 5e7)
     console.print(f"disk: about {sum(result.disk.values()) / 1e9:.1f} GB at most" + (f" ({kinds})" if kinds else ""))

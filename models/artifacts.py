@@ -190,11 +190,6 @@ class Dataset(Artifact):
     source: str
     """The source as the recipe names it."""
 
-    @property
-    def file(self) -> Path:
-        """The rows, one JSON object a line."""
-        return self.path / "rows.jsonl"
-
 
 class Checkpoint(Artifact):
     """A self-contained model: merged weights, tokenizer and chat template, loadable by Transformers as it is."""

@@ -19,7 +19,9 @@ from models.recipe import Recipe
 
 _RECIPES = Path(__file__).parent / "recipes"
 _YAML_ENDINGS = {".yaml", ".yml"}
-_FILE_ENDINGS = {".jinja", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz", ".txt", ".ndjson"}
+_FILE_ENDINGS = {
+    ".jinja", ".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".gz", ".zst",
+}  # fmt: skip
 
 
 class FlagParser(ArgumentParser):
@@ -197,12 +199,20 @@ def _anchor_datasets(document: dict[str, Any], flags: object, folder: Path) -> N
             document[key] = [dict(each) for each in value]
             for each in document[key]:
                 _anchor_datasets(each, flags.get(key) if isinstance(flags, Mapping) else None, folder)
+        elif key == "path" and isinstance(value, list) and value and all(isinstance(each, str) for each in value):
+            start = _start(key, flags, folder)
+            document[key] = ",".join(_absolute_if_local(each, start) for each in value)
         elif key in ("path", "include_path") and isinstance(value, str):
             document[key] = _absolute_if_local(value, _start(key, flags, folder))
 
 
 def _absolute_if_local(path: str, folder: Path) -> str:
-    """An absolute path for what is or looks like a file or folder; names and hub ids stay as they are."""
+    """An absolute path for what is or looks like a file or folder, or for each of several between commas.
+
+    Names and hub ids stay as they are.
+    """
+    if "," in path and not (folder / _expanded(path)).exists():
+        return ",".join(_absolute_if_local(each.strip(), folder) for each in path.split(",") if each.strip())
     local = _expanded(path)
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or local.suffix.lower() in _FILE_ENDINGS
     return str((folder / local).resolve()) if looks_local or (path and (folder / local).exists()) else path

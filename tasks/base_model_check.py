@@ -13,8 +13,8 @@ from models.errors import InputError
 from models.fingerprint import fingerprint
 from models.sources import BaseModelSource
 from settings.chat_templates import chat_template
+from tasks.data.sources import HUB_ID
 from tasks.files import file_digest
-from tasks.sources import HUB_ID
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo

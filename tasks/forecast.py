@@ -13,7 +13,7 @@ from models.recipe import Recipe
 from models.stages import BaseModelInput, DPOInput, GRPOInput, RewardInput, SFTInput, TrainingInput
 from tasks.base_model_check import locate
 from tasks.checkpoints import TRAINER, last_whole_checkpoint
-from tasks.dataset_check import DatasetCheck
+from tasks.data.checking import DatasetCheck
 from tasks.execution import Execution
 from tasks.fits import recall
 from tasks.pruned import is_pruned

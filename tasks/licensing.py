@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import InputError
-from models.sources import BaseModelSource, DatasetSource
+from models.sources import BaseModelSource, RowSource
 from tasks.base_model_check import look_up
 
 
@@ -16,7 +16,7 @@ def model_license(source: BaseModelSource) -> str | None:
     return source.license or found[source.source](source)
 
 
-def hub_dataset(source: DatasetSource) -> dict[str, str]:
+def hub_dataset(source: RowSource) -> dict[str, str]:
     """What the hub says of a dataset: its `commit` and `license`; nothing where it cannot be asked."""
     from huggingface_hub import HfApi
 

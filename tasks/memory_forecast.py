@@ -15,7 +15,7 @@ from tasks.child import run_in_child
 from tasks.child_main import ChildOptions
 from tasks.core.entry import estimate
 from tasks.core.plan import Footprint, StageShape
-from tasks.dataset_check import DatasetCheck
+from tasks.data.checking import DatasetCheck
 from tasks.execution import Execution
 from tasks.fits import recall
 from tasks.forecast import StageForecast, stage_inputs

@@ -1,6 +1,7 @@
 """Everything that can be found wrong before a model loads: in the recipe's data, its base model, and on this machine.
 
-Nothing is written and torch is not imported. All problems are reported at once, one a line.
+Nothing is left written unless it is asked to wait for a run, and torch is not imported. All problems are reported at
+once, one a line.
 """
 
 import importlib.util
@@ -21,7 +22,8 @@ from models.trl_options import SOLVED_BY_TRL
 from settings.machine import Machine, inspect_machine, resolve_precision
 from settings.settings import Settings
 from tasks.base_model_check import BaseModelFacts, check_base_model
-from tasks.dataset_check import DatasetCheck, Table, check_leakage, noting, read_tables, training_sections
+from tasks.data.checking import DatasetCheck, Table, check_leakage, noting, read_tables, training_sections
+from tasks.data.preparations import Preparations, leaving_nothing
 from tasks.execution import plan_execution
 from tasks.forecast import stage_inputs
 from tasks.gate import check_condition, find_rivals
@@ -71,12 +73,22 @@ class Preflight(Contract):
     """Remarks that do not stop the run."""
 
 
-def preflight(recipe: Recipe, settings: Settings) -> Preflight:
+def preflight(recipe: Recipe, settings: Settings, *, keep: bool = False) -> Preflight:
     """Check a recipe against its data, its base model and this machine.
+
+    Args:
+        recipe: What would be trained.
+        settings: Settings as read.
+        keep: Whether the rows that had to be read for it wait for a run, unless something is wrong.
 
     Raises:
         InputError: something cannot work; the message has one line per problem found.
     """
+    with leaving_nothing(settings.home, keep=keep) as preparations:
+        return _check(recipe, settings, preparations)
+
+
+def _check(recipe: Recipe, settings: Settings, preparations: Preparations) -> Preflight:
     problems: list[str] = []
     machine, precision, model = None, None, BaseModelFacts(parameters=None, context_tokens=None)
     with noting(problems):
@@ -97,7 +109,7 @@ def preflight(recipe: Recipe, settings: Settings) -> Preflight:
                 check_function(reward.function)
             if reward.model and precision:
                 find_scorer(reward, ArtifactStore(settings.home), precision)
-    tables = read_tables(recipe, problems)
+    tables = read_tables(recipe, problems, preparations)
     check_leakage(tables, problems)
     _check_lengths(recipe, model, problems)
     stages = _plan_stages(recipe, tables, problems)
@@ -278,3 +290,5 @@ def _notes(recipe: Recipe, machine: Machine, precision: Precision, tables: dict[
     for table in tables.values():
         if table.check.duplicates:
             yield f"{table.check.place}: {table.check.duplicates} duplicate rows are left out"
+        if table.check.unpaired:
+            yield f"{table.check.place}: {table.check.unpaired} rows are in no pair and are left out"

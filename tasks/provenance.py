@@ -8,7 +8,7 @@ from prefect.runtime import flow_run, task_run
 from models.contract import Contract
 from models.measurement import Harness
 from models.recipe import GRPO
-from models.sources import BaseModelSource, DatasetSource
+from models.sources import BaseModelSource, RowSource
 from tasks.code_version import code_version
 from tasks.execution import Execution, library_versions
 
@@ -38,16 +38,23 @@ def _prefect_ids() -> dict[str, str | None]:
     return {"flow_run": flow_run.id, "task_run": task_run.id}
 
 
-def public_source(source: DatasetSource) -> dict[str, Any]:
-    """A dataset's source as the recipe names it, a local path without the folders that say whose machine it was on."""
-    path = Path(source.path)
-    return source.model_dump(mode="json") | {"path": path.name if path.exists() or path.is_absolute() else source.path}
+def public_source(source: RowSource) -> dict[str, Any]:
+    """A dataset's source as the recipe names it, local paths without the folders that say whose machine it was on."""
+    return without_folders(source).model_dump(mode="json")
+
+
+def _without_folders(path: str) -> str:
+    """A local path, or several between commas, by the last part of each; a hub id as it is."""
+    local = Path(path)
+    if "," in path and not local.exists():
+        return ", ".join(map(_without_folders, path.split(",")))
+    return local.name if local.exists() or local.is_absolute() else path.strip()
 
 
 def without_folders(shown: Shown) -> Shown:
     """A recipe, or a part of one, for readers elsewhere: local models and files by the last part of their path."""
-    if isinstance(shown, DatasetSource):
-        return shown.model_copy(update={"path": public_source(shown)["path"]})
+    if isinstance(shown, RowSource) and shown.path:
+        return shown.model_copy(update={"path": _without_folders(shown.path)})
     if isinstance(shown, BaseModelSource) and shown.source == "folder":
         return shown.model_copy(update={"name": Path(shown.name).name})
     if isinstance(shown, GRPO):

@@ -24,11 +24,11 @@ from settings.settings import Settings
 from tasks.child import run_in_child
 from tasks.child_main import ChildOptions
 from tasks.core.entry import compare_weights
+from tasks.data.rows import Role
 from tasks.execution import Execution, stages_at_once
 from tasks.finding import resolve
 from tasks.provenance import version_changes
 from tasks.reward_functions import function_digests
-from tasks.rows import Role
 from tasks.store import ArtifactStore, damage, read_manifest
 
 _INPUTS: dict[str, type[TrainingInput]] = {"sft": SFTInput, "reward": RewardInput, "dpo": DPOInput, "grpo": GRPOInput}
@@ -175,9 +175,10 @@ def dataset_source(step: Step) -> DatasetSource:
     origin = step.record.origin
     if "files" in origin or "commit" not in origin:
         raise _not_here(step, "its rows came from local files")
-    return DatasetSource.model_validate(
-        {key: origin.get(key) for key in ("path", "name", "split", "max_rows")} | {"revision": origin["commit"]}
-    )
+    keys = ("path", "name", "split", "max_rows", "heldout_share", "part", "format", "columns")
+    asked = {key: origin.get(key) for key in keys}
+    given = {key: value for key, value in asked.items() if value is not None}
+    return DatasetSource.model_validate(given | {"revision": origin["commit"]})
 
 
 def _not_here(step: Step, why: str) -> InputError:

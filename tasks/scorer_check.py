@@ -11,8 +11,8 @@ from models.rewards import Reward
 from models.scorer import ScorerInput
 from models.sources import BaseModelSource
 from tasks.base_model_check import has_template, locate, look_up
+from tasks.data.sources import HUB_ID
 from tasks.finding import as_checkpoint, resolve
-from tasks.sources import HUB_ID
 from tasks.store import ArtifactStore
 
 PLACE = "grpo.rewards: model"

@@ -326,8 +326,11 @@ def test_check(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(capsys.readouterr().out)
     assert {stage["stage"]: stage["steps"] for stage in found["stages"]} == {"sft": 4, "reward": 4, "dpo": 4, "grpo": 8}
     assert {data["place"]: data["rows"] for data in found["datasets"]}["evaluation.prompts"] == len(HELD_OUT)
+    assert all(data["recognised"].startswith("Standard columns: `prompt` is the prompt") for data in found["datasets"])
     assert main(["check", "recipe.yaml"]) == 0
-    assert "grpo" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "grpo" in said
+    assert "`chosen` is better than `rejected`" in said
     assert _files(project) == before
 
 

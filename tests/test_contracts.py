@@ -196,6 +196,7 @@ SETTINGS: dict[str, Any] = {
     "promoted_by": "somebody",
     "reserved_disk_bytes": 0,
     "report_to": ("tensorboard",),
+    "notify": ("slack-webhook/team",),
     "queue": Path("elsewhere"),
 }
 

@@ -20,7 +20,6 @@ from trl import SFTConfig, SFTTrainer
 from models.artifacts import Checkpoint, Dataset, Stage
 from models.errors import StageError
 from models.evaluation import EvaluationResult
-from models.fingerprint import canonical_json
 from models.recipe import Quantization, Recipe
 from models.rewards import Verifier
 from models.sources import DatasetSource
@@ -36,8 +35,9 @@ from tasks.core.scoring import Dialog, dialog, divergences, log_likelihoods
 from tasks.core.sft import sft_arguments
 from tasks.core.statistics import mean_reward, proportion
 from tasks.core.trainer import Report, Workspace
+from tasks.data.rows import Role, check_rows, digest
+from tasks.data.snapshot import write_rows as write_snapshot
 from tasks.files import file_digest
-from tasks.rows import Role, check_rows, digest
 from tests.tiny import PROMPTS, build_tiny_model, write_rows
 
 slow = pytest.mark.slow
@@ -55,7 +55,7 @@ def snapshot(folder: Path, source: DatasetSource, role: Role) -> Dataset:
     rows = check_rows(source, role, None).rows
     path = folder / digest(rows)[:16]
     path.mkdir(parents=True, exist_ok=True)
-    (path / "rows.jsonl").write_text("".join(canonical_json(row) + "\n" for row in rows))
+    write_snapshot(path, rows, role)
     return Dataset(path=path, fingerprint=digest(rows), rows=len(rows), source=source.path)
 
 

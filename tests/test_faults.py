@@ -279,7 +279,7 @@ FINISHED = [
     ),
     *(f"checkpoints/reward-*/{name}" for name in ("manifest.json", "adapter/adapter_model.safetensors")),
     "base/*/model.safetensors",
-    "datasets/*/rows.jsonl",
+    "datasets/*/rows.parquet",
     "evaluations/*/result.json",
 ]
 

@@ -11,7 +11,7 @@ from models.errors import InputError
 from models.fingerprint import fingerprint
 from models.measurement import Evaluation
 from models.recipe import DPO, GRPO, SFT, RewardModel, Training
-from models.sources import BaseModelSource, DatasetSource
+from models.sources import BaseModelSource, Columns, DatasetSource, MixturePart
 from models.stages import DPOInput, GRPOInput, RewardInput, SFTInput, TrainingInput
 from tasks.base_model_check import locate
 from tasks.core.conversion import prepare_tokenizer
@@ -23,7 +23,9 @@ from tasks.core.plan import TrainingPlan, split_batch
 from tasks.core.reward import reward_arguments
 from tasks.core.sft import sft_arguments
 from tasks.core.verifiers import VERIFIERS
-from tasks.rows import Role, check_rows, digest
+from tasks.data.checking import wanted_rows
+from tasks.data.preparations import Preparations
+from tasks.data.rows import Role
 from tests.test_contracts import EVALUATION, INPUTS, REWARD_CHANGES
 from tests.tiny import variations
 
@@ -108,10 +110,10 @@ def test_seed_and_precision_reach_the_trainer(stage: TrainingInput, change: dict
     assert made != arguments(stage, plan(stage))
 
 
-def rows_or_refusal(source: DatasetSource, role: Role) -> str:
+def rows_or_refusal(home: Path, source: DatasetSource, role: Role) -> str:
     """What a stage would train on, or why it would not."""
     try:
-        return digest(check_rows(source, role, None).rows)
+        return Preparations(home).make(source, wanted_rows(source, role, None, ())).prepared.rows_sha256
     except InputError as error:
         return str(error)
 
@@ -126,13 +128,22 @@ def rows_or_refusal(source: DatasetSource, role: Role) -> str:
     ],
 )
 def test_every_field_of_a_dataset_changes_its_rows(
-    tiny_data: Path, file: str, other: str, role: Role, field: str
+    tiny_data: Path, tmp_path: Path, file: str, other: str, role: Role, field: str
 ) -> None:
     source = DatasetSource(path=str(tiny_data / f"{file}.jsonl"))
     # Configuration, split and revision belong to the hub: with a local file they are refused, not ignored.
-    values = {"path": str(tiny_data / f"{other}.jsonl"), "max_rows": 3}
-    changed = source.model_copy(update={field: values.get(field, "other")})
-    assert rows_or_refusal(changed, role) != rows_or_refusal(source, role)
+    part = MixturePart(path=str(tiny_data / f"{other}.jsonl"))
+    values: dict[str, dict[str, Any]] = {
+        "path": {"path": part.path},
+        "max_rows": {"max_rows": 3},
+        "format": {"format": "sharegpt"},
+        "columns": {"columns": Columns(prompt="question")},
+        "mixture": {"path": "", "mixture": (part,)},
+        "heldout_share": {"heldout_share": 0.3, "part": "training"},
+        "part": {"heldout_share": 0.3, "part": "heldout"},
+    }
+    changed = source.model_copy(update=values.get(field, {field: "other"}))
+    assert rows_or_refusal(tmp_path, changed, role) != rows_or_refusal(tmp_path, source, role)
 
 
 @pytest.mark.parametrize("section", [SFT, RewardModel, DPO, GRPO, Evaluation])

@@ -14,7 +14,6 @@ import trl.rewards
 
 from models.artifacts import Checkpoint, Dataset
 from models.errors import InputError, StageError
-from models.fingerprint import canonical_json
 from models.recipe import GRPO, Recipe
 from models.rewards import Reward, Verifier
 from models.sources import DatasetSource
@@ -25,8 +24,10 @@ from tasks.core.grpo import train_grpo_policy
 from tasks.core.loading import training_dataset
 from tasks.core.plan import TrainingPlan
 from tasks.core.trl_rewards import trl_reward
-from tasks.dataset_check import read_tables
-from tasks.rows import Row, check_rows, digest
+from tasks.data.checking import read_tables
+from tasks.data.preparations import Preparations
+from tasks.data.rows import Row, check_rows, digest
+from tasks.data.snapshot import write_rows as write_snapshot
 from tests.tiny import PROMPTS, answer, tiny_recipe, write_rows
 
 
@@ -37,7 +38,7 @@ def checked(folder: Path, rows: list[dict[str, Any]], *rules: Reward | Verifier)
 
 def frozen(folder: Path, rows: list[Row]) -> Dataset:
     """The rows as a snapshot."""
-    (folder / "rows.jsonl").write_text("".join(canonical_json(row) + "\n" for row in rows))
+    write_snapshot(folder, rows, "prompts")
     return Dataset(path=folder, fingerprint=digest(rows), rows=len(rows), source="rows.jsonl")
 
 
@@ -106,7 +107,7 @@ def test_a_recipe_is_refused_where_its_rules_and_its_rows_do_not_fit(tmp_path: P
     asked = tiny_recipe(tmp_path, tiny_data, evaluation={"verifier": {"kind": "exact_answer", "column": "gold"}})
     asked["grpo"]["rewards"] = [{"kind": "choice"}]
     problems: list[str] = []
-    tables = read_tables(Recipe.model_validate(asked), problems)
+    tables = read_tables(Recipe.model_validate(asked), problems, Preparations(tmp_path / "home"))
     assert {"grpo.dataset", "evaluation.prompts"}.isdisjoint(tables)
     grpo, evaluation = ("\n".join(line for line in problems if line.startswith(name)) for name in ("grpo", "eval"))
     assert "grpo.dataset: " in grpo

@@ -201,8 +201,12 @@ def _consistent(name: str, changed: dict[str, Any]) -> dict[str, Any]:
     match name:
         case "loss_type" if "label_smoothing" in changed:
             return changed | {"label_smoothing": 0.0}  # which only `robust` takes
-        case "kind":
+        case "kind" if changed["kind"] in REWARDS:
             return {"kind": changed["kind"], **REWARDS[changed["kind"]]}
+        case "heldout_share":
+            return changed | {"part": "training"}
+        case "part":
+            return changed | {"heldout_share": 0.25}
         case "trl":
             return {"kind": "trl", "trl": "think_format_reward"}
         case _:
@@ -214,6 +218,8 @@ def _others(value: Any, annotation: Any) -> Iterator[tuple[str, Any]]:
         yield from ((f".{path}", other) for path, other in variations(value))
         if type(None) in get_args(annotation):
             yield "", None
+    elif value is None and (left_out := _contract(annotation)):
+        yield from ((f".{path}", other) for path, other in variations(left_out()))
     elif isinstance(value, tuple) and not value:
         return
     elif isinstance(value, tuple) and isinstance(value[0], Contract):
@@ -222,6 +228,12 @@ def _others(value: Any, annotation: Any) -> Iterator[tuple[str, Any]]:
         yield "", next(option for option in literal if option != value)
     else:
         yield "", _other_plain(value, annotation)
+
+
+def _contract(annotation: Any) -> type[Contract] | None:
+    """The contract of an optional one."""
+    kinds = [kind for kind in get_args(annotation) if isinstance(kind, type) and issubclass(kind, Contract)]
+    return kinds[0] if kinds else None
 
 
 def _literal(annotation: Any) -> tuple[Any, ...]:

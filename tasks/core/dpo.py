@@ -40,7 +40,7 @@ def train_dpo_model(stage: DPOInput, plan: TrainingPlan, folder: Path, report: R
     trainer = DPOTrainer(
         model=load_trainable(load_policy, stage, plan.device),
         args=DPOConfig(**dpo_arguments(stage, plan, workspace.trainer)),
-        train_dataset=training_dataset(stage.dataset, ("prompt", "chosen", "rejected")),
+        train_dataset=training_dataset(stage.dataset, ("prompt", "chosen", "rejected", "tools"), tokenizer),
         processing_class=tokenizer,
         peft_config=lora_config(stage.hyperparameters.lora, "CAUSAL_LM"),
     )

@@ -10,7 +10,7 @@ from models.artifacts import Precision
 from models.evaluation import EvaluationResult
 from models.recipe import Quantization
 from models.scorer import ScorerInput
-from models.sources import BaseModelSource
+from models.sources import BaseModelSource, RowSource
 from models.stages import BaseModelInput, DPOInput, EvaluationInput, GRPOInput, RewardInput, SFTInput
 from tasks.core.plan import Footprint, StageShape, TrainingPlan, TrainingResult
 
@@ -40,6 +40,13 @@ def estimate(
     from tasks.core.footprint import estimate_footprints
 
     return estimate_footprints(source, location, shapes, report)
+
+
+def fetch_rows(source: RowSource, file: Path, report: "Report") -> None:
+    """See `tasks.core.hub_rows`."""
+    from tasks.core.hub_rows import write_hub_rows
+
+    write_hub_rows(source, file)
 
 
 def sft(stage: SFTInput, plan: TrainingPlan, folder: Path, report: "Report") -> TrainingResult:

@@ -208,7 +208,11 @@ def _pairs(bench: _Bench, rows: list[Row]) -> list[PairScores]:
 
 def _sides(model: _Model, is_scorer: bool, rows: list[Row], batch_tokens: int) -> list[float]:
     """Chosen and rejected side of each pair in turn."""
-    dialogs = [dialog(model.tokenizer, row["prompt"], row[side]) for row in rows for side in ("chosen", "rejected")]
+    dialogs = [
+        dialog(model.tokenizer, row["prompt"], row[side], row.get("tools"))
+        for row in rows
+        for side in ("chosen", "rejected")
+    ]
     return (model.scores if is_scorer else model.likelihoods)(dialogs, batch_tokens)
 
 

@@ -37,6 +37,7 @@ from tasks.core.quantization import (
     scales_bytes,
     unpacked_bytes,
 )
+from tasks.core.scoring import conversation_tokens, prompt_tokens
 from tasks.core.tally import Event, Tally, heap_bytes
 from tasks.core.trainer import Report
 
@@ -230,21 +231,17 @@ def _longest(tokenizer: PreTrainedTokenizerBase, shape: StageShape) -> int:
     """Tokens of the longest row as the trainer sees it."""
     asked = shape.hyperparameters
     if isinstance(asked, GRPO):
-        return max(_tokens(tokenizer, row["prompt"], True) for row in shape.longest_rows) + asked.max_completion_length
+        longest = max(len(prompt_tokens(tokenizer, row["prompt"])) for row in shape.longest_rows)
+        return longest + asked.max_completion_length
     replies = ("completion", "chosen", "rejected")
     lengths = [
-        _tokens(tokenizer, row["prompt"] + row[reply], False)
+        len(conversation_tokens(tokenizer, row["prompt"] + row[reply], tools=row.get("tools")))
         for row in shape.longest_rows
         for reply in replies
         if reply in row
     ]
     limit: int = getattr(asked, "max_length", max(lengths))
     return limit if getattr(asked, "packing", False) else min(max(lengths), limit)
-
-
-def _tokens(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], asks: bool) -> int:
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks)
-    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _replace_tensors(model: nn.Module) -> None:

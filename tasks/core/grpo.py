@@ -126,7 +126,7 @@ def train_grpo_policy(stage: GRPOInput, plan: TrainingPlan, folder: Path, report
         reward_funcs=functions,
         reward_processing_classes=tokenizers,
         args=GRPOConfig(**grpo_arguments(stage, plan, workspace.trainer)),
-        train_dataset=training_dataset(stage.dataset, ("prompt", "answer", "kind", "extra")),
+        train_dataset=training_dataset(stage.dataset, ("prompt", "answer", "kind", "extra"), tokenizer),
         processing_class=tokenizer,
         peft_config=lora_config(stage.hyperparameters.lora, "CAUSAL_LM"),
     )

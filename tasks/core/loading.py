@@ -1,12 +1,12 @@
 """Models, tokenizers and datasets as the trainers take them, from finished folders of the artifact root."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from datasets import Dataset as TrainingDataset
+from datasets import Features, Json, List
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -20,6 +20,8 @@ from models.recipe import Quantization
 from models.stages import TrainingInput
 from tasks.core.columns import packed
 from tasks.core.quantization import load_quantized
+from tasks.core.rendering import calls_tools, for_template, refuse_unshown_tools
+from tasks.data.snapshot import read_rows
 
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -73,14 +75,41 @@ def _load(
 
 def read_snapshot(dataset: Dataset) -> list[dict[str, Any]]:
     """The rows of a snapshot."""
-    with dataset.file.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
+    return list(read_rows(dataset.path))
 
 
-def training_dataset(dataset: Dataset, columns: tuple[str, ...]) -> TrainingDataset:
-    """The named columns of a snapshot, as far as its rows have them; `extra` as JSON text.
+def training_dataset(
+    dataset: Dataset, columns: tuple[str, ...], tokenizer: PreTrainedTokenizerBase | None = None
+) -> TrainingDataset:
+    """The named columns of a snapshot, as far as its rows have them; `extra` and `tools` as JSON text.
 
     It is held in memory, so that no tokenised copy can go stale on disk.
+
+    Args:
+        dataset: The snapshot.
+        columns: Its columns that the trainer reads.
+        tokenizer: Has the chat template that must show what tools rows have, where there are any.
+
+    Raises:
+        StageError: it does not show them.
     """
-    rows = [{column: row[column] for column in columns if column in row} for row in read_snapshot(dataset)]
-    return TrainingDataset.from_list(packed(rows))
+    rows = read_snapshot(dataset)
+    if tokenizer:
+        refuse_unshown_tools(tokenizer, rows)
+    # Arrow takes the names of the columns from the first row.
+    offered = {"tools": None} if "tools" in columns and any("tools" in row for row in rows) else {}
+    named = [offered | {column: row[column] for column in columns if column in row} for row in rows]
+    table = TrainingDataset.from_list(packed(named))
+    return _with_calls(table, rows) if any(map(calls_tools, rows)) else table
+
+
+def _with_calls(table: TrainingDataset, rows: list[dict[str, Any]]) -> TrainingDataset:
+    """The table with calls as objects, whose arguments have no type in common."""
+    turns = [name for name in ("prompt", "completion", "chosen", "rejected") if name in table.features]
+    structured = [
+        packed_row | {name: for_template(row[name]) for name in turns}
+        for packed_row, row in zip(table, rows, strict=True)
+    ]
+    return TrainingDataset.from_list(
+        structured, features=Features(table.features | {name: List(Json()) for name in turns})
+    )

@@ -38,7 +38,7 @@ def train_scorer(stage: RewardInput, plan: TrainingPlan, folder: Path, report: R
     trainer = RewardTrainer(
         model=model,
         args=RewardConfig(**reward_arguments(stage, plan, workspace.trainer)),
-        train_dataset=training_dataset(stage.dataset, ("prompt", "chosen", "rejected")),
+        train_dataset=training_dataset(stage.dataset, ("prompt", "chosen", "rejected", "tools"), tokenizer),
         processing_class=tokenizer,
         peft_config=lora_config(stage.hyperparameters.lora, "SEQ_CLS"),
     )

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.core.memory import in_parts
 from tasks.core.plan import BATCH_TOKENS
+from tasks.core.rendering import rendered
 
 Message = dict[str, Any]
 Result = TypeVar("Result")
@@ -22,9 +23,19 @@ class Dialog(NamedTuple):
     """Position of the reply's first token."""
 
 
-def dialog(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], reply: Sequence[Message]) -> Dialog:
-    """Put a conversation into the model's chat template; the reply ends with the end of its turn."""
-    return Dialog(conversation_tokens(tokenizer, [*prompt, *reply]), len(prompt_tokens(tokenizer, prompt)))
+def dialog(
+    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], reply: Sequence[Message], tools: str | None = None
+) -> Dialog:
+    """Put a conversation into the model's chat template; the reply ends with the end of its turn.
+
+    Args:
+        tokenizer: The model's.
+        prompt: The turns before the reply.
+        reply: The assistant's turn.
+        tools: The functions offered, as JSON text.
+    """
+    whole = conversation_tokens(tokenizer, [*prompt, *reply], tools=tools)
+    return Dialog(whole, len(conversation_tokens(tokenizer, prompt, True, tools)))
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message]) -> list[int]:
@@ -33,10 +44,13 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message])
 
 
 def conversation_tokens(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], add_generation_prompt: bool = False
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    add_generation_prompt: bool = False,
+    tools: str | None = None,
 ) -> list[int]:
     """The tokens of a conversation that is complete, or that the assistant's turn begins at the end of."""
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
+    text = rendered(tokenizer, messages, tools=tools, add_generation_prompt=add_generation_prompt)
     tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return tokens
 

@@ -34,7 +34,7 @@ def train_sft_model(stage: SFTInput, plan: TrainingPlan, folder: Path, report: R
     trainer = SFTTrainer(
         model=load_trainable(load_policy, stage, plan.device),
         args=SFTConfig(**sft_arguments(stage, plan, workspace.trainer)),
-        train_dataset=training_dataset(stage.dataset, ("prompt", "completion")),
+        train_dataset=training_dataset(stage.dataset, ("prompt", "completion", "tools"), tokenizer),
         processing_class=tokenizer,
         peft_config=lora_config(stage.hyperparameters.lora, "CAUSAL_LM"),
     )

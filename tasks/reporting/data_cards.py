@@ -31,6 +31,7 @@ def _card(name: str, manifest: Manifest, trained: list[str]) -> DataCard:
     origin = manifest.origin
     rules = origin.get("rules", {})
     facts = {
+        "Format": str(origin.get("recognised", "")),
         "Rows": str(int(manifest.metrics.get("rows", 0))),
         "Duplicates left out": str(int(manifest.metrics.get("duplicates_dropped", 0))),
         "Split": str(origin.get("split", "")),

@@ -5,13 +5,13 @@ from difflib import get_close_matches
 from models.errors import InputError
 from models.rewards import Reward, Verifier
 from models.trl_options import SOLVED_BY_TRL
-from tasks.conversations import problem, shown
 from tasks.core.columns import Row
 from tasks.core.verifiers.answers import chosen_letter
 from tasks.core.verifiers.expected import answers
 from tasks.core.verifiers.instructions import check_instructions
 from tasks.core.verifiers.numbers import final_number
-from tasks.readers import shown_names
+from tasks.data.problems import problem, shown
+from tasks.data.readers import shown_names
 
 _COMPARING = ("exact_answer", "exact_number", "math_verify", "choice")
 _TAKEN_BY_TRL = (

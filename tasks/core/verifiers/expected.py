@@ -2,9 +2,8 @@
 
 import math
 
-from tasks import conversations
-from tasks.conversations import problem, text
 from tasks.core.columns import Row
+from tasks.data.problems import FILL_IN, problem, text
 
 
 def answers(value: object, column: str) -> list[str]:
@@ -16,7 +15,7 @@ def answers(value: object, column: str) -> list[str]:
     if not isinstance(value, list):
         return [_answer(value, column)]
     if not value:
-        raise problem(column, "the list is empty", "a prompt needs an accepted answer", conversations.FILL_IN)
+        raise problem(column, "the list is empty", "a prompt needs an accepted answer", FILL_IN)
     return [_answer(member, f"{column}[{index}]") for index, member in enumerate(value)]
 
 

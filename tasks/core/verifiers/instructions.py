@@ -5,10 +5,10 @@ from difflib import get_close_matches
 from inspect import Parameter, signature
 from typing import Any, get_args, get_origin
 
-from tasks.conversations import problem, shown
 from tasks.core.columns import Row
 from tasks.core.verifiers.instruction_rules import RULES
 from tasks.core.verifiers.language import LANGUAGES
+from tasks.data.problems import problem, shown
 
 IDS, ARGUMENTS = "instruction_id_list", "kwargs"
 

@@ -1,28 +1,25 @@
 """Checks of a recipe's datasets: every row fits its stage, and no held-out prompt is trained on."""
 
-import json
 import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from heapq import nlargest
+from pathlib import Path
 
 from pydantic import Field
 
 from models.artifacts import Stage
 from models.contract import Contract
 from models.errors import InputError
-from models.fingerprint import canonical_json, fingerprint
+from models.fingerprint import fingerprint
 from models.recipe import GRPO, Recipe, Training
 from models.rewards import Reward, Verifier
 from models.sources import DatasetSource
-from tasks.rows import Role, Row, check_rows, snapshot_identity
-
-_LONGEST = 8
-"""Rows whose tokens are counted: the one with the most characters need not have the most tokens."""
-
-
-_CONVERSATIONS = ("prompt", "completion", "chosen", "rejected")
+from tasks.data.conversion import Wanted
+from tasks.data.located import what_decides
+from tasks.data.preparations import Preparations
+from tasks.data.rows import Role, Row
+from tasks.data.snapshot import read_prompt_ids, read_rows
 
 
 class DatasetCheck(Contract):
@@ -36,6 +33,10 @@ class DatasetCheck(Contract):
     """Rows that will be used."""
     duplicates: int
     """Rows left out because an earlier one is equal."""
+    recognised: str = ""
+    """The format: what was recognised, how it is read, and what of it is left out."""
+    unpaired: int = 0
+    """Rows left out because nothing was there to make a pair with them."""
     fingerprint: str
     """Of the snapshot that the rows will be frozen as."""
     size_bytes: int
@@ -46,11 +47,11 @@ class DatasetCheck(Contract):
 
 @dataclass(frozen=True)
 class Table:
-    """A checked dataset, reduced to what later checks need."""
+    """A checked dataset, as later checks need it."""
 
     check: DatasetCheck
-    prompts: frozenset[str]
-    """Conversations before the reply, without system messages, as JSON."""
+    folder: Path
+    """Where its rows lie."""
 
 
 @contextmanager
@@ -90,50 +91,46 @@ def _uses(recipe: Recipe) -> Iterator[tuple[str, DatasetSource, Role, Rules]]:
             yield f"evaluation.sets '{one.name}' preferences", one.preferences, "preference", ()
 
 
-def read_tables(recipe: Recipe, problems: list[str]) -> dict[str, Table]:
+def read_tables(recipe: Recipe, problems: list[str], preparations: Preparations) -> dict[str, Table]:
     """Check all rows of all datasets, each source once; those with problems are left out and noted."""
     read: dict[str, Table | None] = {}
     tables = {}
     for place, source, role, rules in _uses(recipe):
-        key = canonical_json([source.model_dump(mode="json"), role, [rule.model_dump(mode="json") for rule in rules]])
+        wanted = wanted_rows(source, role, recipe.system_prompt, rules)
+        key = fingerprint(what_decides(source, wanted))
         if key not in read:
             read[key] = None
             with noting(problems):
-                read[key] = _read_table(place, source, role, recipe.system_prompt, rules)
+                read[key] = _read_table(place, source, wanted, preparations)
         found = read[key]
         if found:
-            tables[place] = Table(found.check.model_copy(update={"place": place}), found.prompts)
+            tables[place] = Table(found.check.model_copy(update={"place": place}), found.folder)
     return tables
 
 
-def _read_table(place: str, source: DatasetSource, role: Role, system_prompt: str | None, rules: Rules) -> Table:
+def wanted_rows(source: DatasetSource, role: Role, system_prompt: str | None, rules: Rules) -> Wanted:
+    """What the rows of a source are to become for their use in a recipe."""
+    return Wanted(role, system_prompt, rules, heldout_share=source.heldout_share, part=source.part)
+
+
+def _read_table(place: str, source: DatasetSource, wanted: Wanted, preparations: Preparations) -> Table:
     try:
-        checked = check_rows(source, role, system_prompt, rules)
+        ready = preparations.ready(source, wanted)
     except InputError as error:
         raise InputError("\n".join(f"{place}: {line}" for line in str(error).splitlines())) from None
-    sizes = [len(canonical_json(row)) for row in checked.rows]
+    found = ready.prepared
     check = DatasetCheck(
         place=place,
-        path=source.path,
-        rows=len(checked.rows),
-        duplicates=checked.duplicates,
-        fingerprint=fingerprint(snapshot_identity(checked.rows)),
-        size_bytes=sum(sizes) + len(sizes),
-        longest_rows=tuple(nlargest(_LONGEST, checked.rows, key=_characters)),
+        path=source.label,
+        rows=found.rows,
+        duplicates=found.duplicates,
+        recognised=found.recognised,
+        unpaired=found.unpaired,
+        fingerprint=fingerprint(found.identity),
+        size_bytes=found.size_bytes,
+        longest_rows=found.longest_rows,
     )
-    return Table(check, frozenset(map(_prompt_key, checked.rows)))
-
-
-def _characters(row: Row) -> int:
-    """Size of the prompt with the longest reply to it."""
-    lengths = {part: sum(len(turn["content"]) for turn in row[part]) for part in _CONVERSATIONS if part in row}
-    return lengths.pop("prompt") + max(lengths.values(), default=0)
-
-
-def _prompt_key(row: Row) -> str:
-    """The conversation that a reply is asked for; a system message makes no new question."""
-    turns = [[turn["role"], turn["content"].strip()] for turn in row["prompt"] if turn["role"] != "system"]
-    return canonical_json(turns)
+    return Table(check, ready.folder)
 
 
 def check_leakage(tables: dict[str, Table], problems: list[str]) -> None:
@@ -142,12 +139,19 @@ def check_leakage(tables: dict[str, Table], problems: list[str]) -> None:
     for place, heldout in tables.items():
         if place in training:
             continue
+        prompts = frozenset(read_prompt_ids(heldout.folder))
         for other, table in training.items():
-            shared = heldout.prompts & table.prompts
+            shared = prompts.intersection(read_prompt_ids(table.folder))
             if shared:
-                counts = f"{len(shared)} of {len(heldout.prompts)} held-out prompts of {heldout.check.path}"
-                example = reprlib.repr(json.loads(min(shared))[-1][1])
+                counts = f"{len(shared)} of {len(prompts)} held-out prompts of {heldout.check.path}"
                 problems.append(
-                    f"{place}: {counts} also occur in {other} ({table.check.path}), e.g. {example}; "
-                    "remove them from one of the two"
+                    f"{place}: {counts} also occur in {other} ({table.check.path}), e.g. "
+                    f"{_example(heldout.folder, shared)}; remove them from one of the two"
                 )
+
+
+def _example(folder: Path, prompts: frozenset[bytes]) -> str:
+    """The last turn of the first row that asks for one of the prompts, shortened."""
+    rows = zip(read_prompt_ids(folder), read_rows(folder), strict=True)
+    row = next(row for prompt, row in rows if prompt in prompts)
+    return reprlib.repr(row["prompt"][-1]["content"].strip())

@@ -1,0 +1,68 @@
+"""What a snapshot says of itself, for programs (`card.json`) and for people (`README.md`)."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from models.preparation import SnapshotCard
+from tasks.data.lines import Row
+from tasks.files import replace_file
+
+CARD = "card.json"
+README = "README.md"
+
+
+def write_card(folder: Path, card: SnapshotCard, first_row: Row | None) -> None:
+    """Write both forms of the card into a snapshot's folder, with a row to look at."""
+    replace_file(folder / CARD, card.model_dump_json(indent=2) + "\n")
+    replace_file(folder / README, "\n".join(_readme(card, first_row)) + "\n")
+
+
+def read_card(folder: Path) -> SnapshotCard | None:
+    """The card of a snapshot; none of one that an earlier version made."""
+    file = folder / CARD
+    return SnapshotCard.model_validate_json(file.read_bytes()) if file.exists() else None
+
+
+def _readme(card: SnapshotCard, first_row: Row | None) -> Iterator[str]:
+    name = card.source.get("path") or "a mixture"
+    yield f"# Snapshot of {name}\n"
+    yield from _table({"Rows": f"{card.rows:,} of {card.rows_read:,} read", **_facts(card)})
+    if card.parts:
+        yield "\n## Parts\n"
+        yield from _table({part.source: f"{part.rows:,} of {part.available:,} rows" for part in card.parts})
+    if card.files:
+        yield "\n## Files\n"
+        yield from _table({file: f"`{digest}`" for file, digest in card.files.items()})
+    if first_row:
+        yield f"\n## First row\n\n```json\n{json.dumps(first_row, indent=2, ensure_ascii=False)}\n```"
+    if card.example:
+        yield f"\n## As the model sees it\n\n```json\n{json.dumps(card.example, indent=2, ensure_ascii=False)}\n```"
+    yield "\nThe rows lie in `rows.parquet`, one conversation a row; `card.json` says the same as this page."
+
+
+def _facts(card: SnapshotCard) -> dict[str, str]:
+    tokens = card.tokens
+    lengths = (
+        tokens and f"{tokens.median} (median), {tokens.p99} (99 %), {tokens.longest} (longest), {tokens.total:,} in all"
+    )
+    facts = {
+        "For": card.role,
+        "Rules applied": ", ".join(f"{rule} {count:,}" for rule, count in card.rules.items() if count),
+        "On the other side of the split": f"{card.other_side:,}" if card.other_side else "",
+        "System prompt": card.system_prompt or "",
+        "Recognised": card.recognised,
+        "Tokens of a row": lengths or "",
+        "Revision": card.revision or "",
+        "Licence": card.license or "not stated",
+        "Digest": f"`{card.digest}`",
+        "Layout": str(card.schema_version),
+    }
+    return {title: value for title, value in facts.items() if value}
+
+
+def _table(facts: dict[str, str]) -> Iterator[str]:
+    yield "| | |"
+    yield "|---|---|"
+    for title, value in facts.items():
+        yield f"| {title} | {value.replace('|', '&#124;').replace(chr(10), ' ')} |"

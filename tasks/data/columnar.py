@@ -1,0 +1,145 @@
+"""Rows of Parquet and Arrow files, taken in batches so that a large one is never held whole."""
+
+import io
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from models.errors import InputError
+from tasks.data.lines import Row
+
+_BATCH_ROWS = 1024
+_GROUP_BYTES = 64 << 20
+"""A larger row group is read here in batches, not handed out by its number."""
+
+
+def group_spans(file: Path, block_bytes: int) -> list[tuple[int, int, int]]:
+    """Row groups of a Parquet file in spans of about so many bytes: first group, end, and number of the first row.
+
+    Nothing where a row group is too large to be read at once.
+
+    Raises:
+        InputError: it is no Parquet file.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(file) as parquet:
+            groups = [parquet.metadata.row_group(index) for index in range(parquet.num_row_groups)]
+    except pyarrow.ArrowException as error:
+        raise unreadable(error, file, 1, "Parquet") from error
+    sizes, rows = [group.total_byte_size for group in groups], [group.num_rows for group in groups]
+    if max(sizes, default=0) > _GROUP_BYTES:
+        return []
+    cuts, held = [0], 0
+    for index, size in enumerate(sizes, 1):
+        held += size
+        if held >= block_bytes or index == len(sizes):
+            cuts.append(index)
+            held = 0
+    return [(start, stop, 1 + sum(rows[:start])) for start, stop in pairwise(cuts)]
+
+
+def group_rows(file: Path, start: int, stop: int, first: int) -> Iterator[Row]:
+    """The rows of a span of row groups, the first of which is row `first` of the file.
+
+    Raises:
+        InputError: they cannot be read.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    number = first
+    try:
+        with pyarrow.parquet.ParquetFile(file) as parquet:
+            for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, row_groups=list(range(start, stop))):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield row
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise unreadable(error, file, number, "Parquet") from error
+
+
+def batches(stream: BinaryIO, file: Path, form: str, packed: bool) -> Iterator[tuple[int, bytes]]:
+    """Batches of rows as Arrow streams, each with the number of its first row.
+
+    Args:
+        stream: The content.
+        file: Its name, for messages.
+        form: `.parquet`, or another ending for Arrow's own formats.
+        packed: Whether the stream unpacks, and cannot jump.
+
+    Raises:
+        InputError: the rest of it cannot be read.
+    """
+    import pyarrow
+
+    first = 1
+    try:
+        for batch in (_parquet_batches if form == ".parquet" else _arrow_batches)(stream, packed):
+            for start in range(0, batch.num_rows, _BATCH_ROWS):
+                part = batch.slice(start, _BATCH_ROWS)
+                yield first, as_stream(part)
+                first += part.num_rows
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise unreadable(error, file, first, "Parquet" if form == ".parquet" else "Arrow") from error
+
+
+def as_stream(batch: Any) -> bytes:
+    """A batch of rows as one Arrow stream."""
+    import pyarrow
+
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write(batch)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def stream_rows(data: bytes, file: Path, first: int) -> Iterator[Row]:
+    """The rows of an Arrow stream, the first of which is row `first` of the file.
+
+    Raises:
+        InputError: a text in it is not UTF-8.
+    """
+    import pyarrow
+
+    try:
+        yield from pyarrow.ipc.open_stream(data).read_all().to_pylist()
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise unreadable(error, file, first, "Arrow") from error
+
+
+def unreadable(error: Exception, file: Path, row: int, form: str) -> InputError:
+    """What to say of a file that the library cannot read from that row on."""
+    cause = str(error).splitlines()[0]
+    return InputError(f"{file}: row {row}: unreadable {form} ({cause}); write or fetch it again")
+
+
+def _parquet_batches(stream: BinaryIO, packed: bool) -> Iterator[Any]:
+    import pyarrow.parquet
+
+    whole = io.BytesIO(stream.read()) if packed else stream  # its index is at its end
+    yield from pyarrow.parquet.ParquetFile(whole).iter_batches(batch_size=_BATCH_ROWS)
+
+
+def _arrow_batches(stream: BinaryIO, packed: bool) -> Iterator[Any]:
+    """Of both of Arrow's formats: the file, which is also Feather's, and the stream."""
+    import pyarrow
+
+    is_file = stream.read(6) == b"ARROW1"
+    whole = stream if not packed else io.BytesIO(_rest(stream))
+    whole.seek(0)
+    if is_file:
+        reader = pyarrow.ipc.open_file(whole)
+        for index in range(reader.num_record_batches):
+            yield reader.get_batch(index)
+    else:
+        yield from pyarrow.ipc.open_stream(whole)
+
+
+def _rest(stream: BinaryIO) -> bytes:
+    stream.seek(0)
+    return stream.read()

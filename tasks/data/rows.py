@@ -1,0 +1,165 @@
+"""Rows in the conversational form that TRL takes, each checked against its stage before any model loads.
+
+    sft          prompt: messages, completion: [one assistant message], kind, tools
+    preference   prompt: messages, chosen, rejected: [one assistant message each], kind, tools
+    prompts      prompt: messages, answer: [accepted texts], kind, extra: {column: value}
+
+A message is `{"role": …, "content": …}`, a prompt ends with a user turn or a tool's result, and `kind` names a group of
+rows that figures are given for. `tools` and a message's `tool_calls` are JSON text, and there only where a row has them
+(`tasks.data.tools`). How rows of other forms come to this one is the matter of `tasks.data.formats`. Text is kept as it
+is; a number as answer becomes its text; rows that are equal in this form are kept once; any other deviation is an error
+that names its row.
+
+Further columns of prompts are for rewards and verifiers: those that have a value are kept in `extra`, which a row
+without any lacks; the other roles leave them out. `answer` may be missing where nothing compares replies with it.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+
+from models.errors import InputError
+from models.fingerprint import canonical_json
+from models.rewards import Reward, Verifier
+from models.sources import DatasetSource, RowSource
+from tasks.core.columns import flat
+from tasks.core.verifiers.checking import check_row
+from tasks.data.formats.format import Format
+from tasks.data.formats.reading import Paired, Role
+from tasks.data.formats.recognition import SAMPLE_ROWS, recognise
+from tasks.data.readers import Entry, Row
+from tasks.data.sources import read_entries, read_rows
+
+__all__ = [
+    "SAMPLE_ROWS", "CheckedRows", "Role", "Row", "check_rows", "converted", "digest", "no_pairs", "read_rows",
+    "recognised", "snapshot_identity", "summary", "telling", "with_system_prompt",
+]  # fmt: skip
+
+SHOWN_PROBLEMS = 3
+
+
+@dataclass(frozen=True)
+class CheckedRows:
+    """Rows that fit a stage, and how many were left out."""
+
+    rows: list[Row]
+    """The rows in normal form, in the order of the source, without duplicates."""
+    duplicates: int
+    """Rows left out because an earlier one has the same normal form."""
+    recognised: str = ""
+    """What was recognised, how it is read, and what of it is left out."""
+    unpaired: int = 0
+    """Rows left out because nothing was there to make a pair with them."""
+
+
+def check_rows(
+    source: DatasetSource, role: Role, system_prompt: str | None, rules: Sequence[Reward | Verifier] = ()
+) -> CheckedRows:
+    """Read `source` and bring each row to the normal form of `role`; all of them are held in memory.
+
+    `system_prompt` is put first in each prompt without a system message. At most `max_rows` rows are read, duplicates
+    included. Rows of prompts must have what `rules` read of them.
+
+    Raises:
+        InputError: the source or some of its rows cannot be used; the message gives the first three problems, each with
+            file, row, column, value, rule and remedy, and the number of further ones.
+    """
+    entries = telling(read_entries(source))
+    first = list(islice(entries, SAMPLE_ROWS))
+    form = recognised(first, role, source)
+    rows: list[Row] = []
+    problems: list[str] = []
+    read = 0
+    for place, entry in chain(first, entries):
+        read += bool(place)
+        try:
+            rows.append(converted(entry, form, rules))
+        except InputError as error:
+            problems.append(f"{place}: {error}" if place else str(error))
+    if problems:
+        raise InputError(summary(problems, len(problems), read))
+    paired = form.combine(rows) if form.combine else Paired(rows, 0)
+    unique: dict[str, Row] = {}
+    for row in paired.rows:
+        finished = with_system_prompt(row, system_prompt)
+        unique.setdefault(digest([finished]), finished)
+    if not unique:
+        raise no_pairs(source, read, form)
+    return CheckedRows(list(unique.values()), len(paired.rows) - len(unique), form.sentence, paired.left_out)
+
+
+def digest(rows: Iterable[Row]) -> str:
+    """SHA-256 over the rows' canonical JSON, one a line: the identity of a snapshot, whatever file they came from."""
+    lines = hashlib.sha256()
+    for row in rows:
+        lines.update(canonical_json(row).encode() + b"\n")
+    return lines.hexdigest()
+
+
+def snapshot_identity(rows: Iterable[Row]) -> dict[str, str]:
+    """What decides a snapshot of these rows, as JSON data."""
+    return {"rows_sha256": digest(rows)}
+
+
+def summary(problems: Sequence[str], count: int, read: int) -> str:
+    """The first problems, one a line, and how many of `count` in the rows read are further ones."""
+    further = count - SHOWN_PROBLEMS
+    more = [f"… and {further} further problem{'s' if further > 1 else ''} in {read} rows"] if further > 0 else []
+    return "\n".join([*problems[:SHOWN_PROBLEMS], *more])
+
+
+def no_pairs(source: RowSource, read: int, form: Format) -> InputError:
+    """What to say of a source whose rows make no pair."""
+    return InputError(f"{source.label}: no two of its {read} rows make a pair; {form.sentence}")
+
+
+def telling(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """The entries; where the rest cannot be read, the last one says why and names its own place."""
+    try:
+        yield from entries
+    except InputError as error:
+        yield "", error
+
+
+def recognised(first: Sequence[Entry], role: Role, source: RowSource) -> Format:
+    """The format of the rows that a source begins with.
+
+    Args:
+        first: Its first `SAMPLE_ROWS` rows, or fewer.
+        role: What the rows are for.
+        source: The source, which may name format and columns.
+
+    Raises:
+        InputError: none of them can be read, or their format is not known.
+    """
+    rows = [entry for _, entry in first if isinstance(entry, dict)]
+    problems = [f"{place}: {entry}" if place else str(entry) for place, entry in first if isinstance(entry, InputError)]
+    if not rows:
+        raise InputError(summary(problems, len(problems), len(first)))
+    try:
+        return recognise(rows, role, source)
+    except InputError as error:
+        told = [f"{source.label}: {error}", *problems]
+        raise InputError(summary(told, len(told), len(first))) from None
+
+
+def converted(entry: Row | InputError, form: Format, rules: Sequence[Reward | Verifier]) -> Row:
+    """One row as it was read in normal form, or what the format makes pairs of.
+
+    Raises:
+        InputError: it cannot be used, or was not read; the message lacks file and row.
+    """
+    if isinstance(entry, InputError):
+        raise entry
+    row = form.convert(entry)
+    for rule in rules:
+        check_row(flat(row), rule)
+    return row
+
+
+def with_system_prompt(row: Row, system_prompt: str | None) -> Row:
+    """The row, with the system prompt first in its prompt where there is none."""
+    if system_prompt is None or any(message["role"] == "system" for message in row["prompt"]):
+        return row
+    return row | {"prompt": [{"role": "system", "content": system_prompt}, *row["prompt"]]}

@@ -1,0 +1,153 @@
+"""Rows that do not fit the format of the rows before them."""
+
+from tasks.data.formats.reading import Role
+from tasks.data.readers import Row
+from tests.forms.rows import CHOICES, TOOLS, reply, said, turns
+
+BROKEN: list[tuple[Role, Row, Row, str, list[str]]] = [
+    ("sft", {"instruction": "a", "output": "b"}, {"instruction": "a"}, "missing", ["'output'"]),
+    ("sft", {"instruction": "a", "output": "b"}, {"instruction": "", "output": "b"}, "empty", ["'instruction'"]),
+    (
+        "sft",
+        {"instruction": "a", "input": "x", "output": "b"},
+        {"instruction": "a", "input": 5, "output": "b"},
+        "wrong_type",
+        ["'input'", "got 5"],
+    ),
+    (
+        "sft",
+        {"instruction": "a", "output": "b", "history": [["a", "b"]]},
+        {"instruction": "a", "output": "b", "history": ["c"]},
+        "wrong_type",
+        ["[asked, replied]"],
+    ),
+    (
+        "sft",
+        {"conversations": turns(("human", "a"), ("gpt", "b"))},
+        {"conversations": turns(("human", "a"))},
+        "last_turn",
+        ["the user's"],
+    ),
+    (
+        "sft",
+        {"conversations": turns(("human", "a"), ("gpt", "b"))},
+        {"conversations": turns(("alien", "a"))},
+        "roles",
+        ["unknown role 'alien'"],
+    ),
+    (
+        "sft",
+        {"messages": said("a", "b")},
+        {"messages": [*said("a"), {"role": "tool", "content": "3"}, *reply("b")]},
+        "roles",
+        ["'messages[1]'", "follows the user's turn"],
+    ),
+    (
+        "sft",
+        {"messages": said("a", "b")},
+        {"messages": [*said("a"), {**reply("b")[0], "loss_weight": 0}]},
+        "last_turn",
+        ["a weight of 0"],
+    ),
+    (
+        "sft",
+        {"messages": said("a", "b")},
+        {"messages": [*said("a"), {**reply("b")[0], "loss_weight": 0.5}]},
+        "wrong_type",
+        ["1 or 0"],
+    ),
+    (
+        "sft",
+        {"messages": said("a", "b")},
+        {"messages": [{"role": "user", "content": [{"type": "image"}]}, *reply("b")]},
+        "wrong_type",
+        ["'image'", "only text"],
+    ),
+    (
+        "sft",
+        {"prompt": "a", "completion": "b", "tools": TOOLS},
+        {"prompt": "a", "completion": "b", "tools": "x"},
+        "wrong_type",
+        ["'tools'", "no JSON"],
+    ),
+    (
+        "sft",
+        {"instruction": "a", "instances": [{"output": "b"}]},
+        {"instruction": "a", "instances": [{}, {}]},
+        "wrong_type",
+        ["2 instances", "a row for each"],
+    ),
+    ("sft", {**CHOICES, "answer": 0}, {**CHOICES, "answer": 2}, "wrong_type", ["got 2", "one of A, B"]),
+    (
+        "sft",
+        {"text": "\n\nHuman: a\n\nAssistant: b"},
+        {"text": "a\n\nHuman: b\n\nAssistant: c"},
+        "wrong_type",
+        ["begins with 'Human:'"],
+    ),
+    (
+        "sft",
+        {"text": "\n\nHuman: a\n\nAssistant: b"},
+        {"text": "\n\nHuman: a\n\nAssistant: "},
+        "empty",
+        ["(Assistant)"],
+    ),
+    (
+        "preference",
+        {"prompt": "a", "response_0": "b", "response_1": "c", "label": 0},
+        {"prompt": "a", "response_0": "b", "response_1": "c", "label": "tie"},
+        "equal_pair",
+        ["neither"],
+    ),
+    (
+        "preference",
+        {"prompt": "a", "response_0": "b", "response_1": "c", "label": [0]},
+        {"prompt": "a", "response_0": "b", "response_1": "c", "label": [0, 1]},
+        "equal_pair",
+        [],
+    ),
+    (
+        "preference",
+        {"prompt": "a", "response_1": "b", "response_2": "c", "label": 1},
+        {"prompt": "a", "response_1": "b", "response_2": "c", "label": 0},
+        "wrong_type",
+        ["got 0"],
+    ),
+    (
+        "preference",
+        {"prompt": "a", "responses": ["b", "c"], "scores": [1, 2]},
+        {"prompt": "a", "responses": ["b", "c"], "scores": [1, 1]},
+        "equal_pair",
+        [],
+    ),
+    (
+        "preference",
+        {"prompt": "a", "responses": ["b", "c"], "scores": [1, 2]},
+        {"prompt": "a", "responses": ["b"], "scores": [1, 2]},
+        "wrong_type",
+        ["a number for each"],
+    ),
+    (
+        "preference",
+        {"prompt": "a", "completion": "b", "label": True},
+        {"prompt": "a", "completion": "b", "label": 3},
+        "wrong_type",
+        ["true or false"],
+    ),
+    (
+        "preference",
+        {"chosen": said("a", "b"), "rejected": said("a", "c")},
+        {"chosen": said("a", "b"), "rejected": said("d", "c")},
+        "histories",
+        [],
+    ),
+    (
+        "prompts",
+        {"question": "a", "answer": "b\n#### 2"},
+        {"question": "a", "answer": "2"},
+        "wrong_type",
+        ["no '####'"],
+    ),
+    ("prompts", {"turns": ["a"]}, {"turns": "a"}, "wrong_type", ["a list of texts"]),
+]
+"""A role, a row that fits, one that does not, the rule that it breaks, and what is said of it."""
