@@ -220,6 +220,7 @@ def test_a_failed_stage_is_retried(
     run = screen.submit("align")
     failed = service.wait_for(run, "Failed")
     assert "words.txt is not there yet" in failed["state"]["message"]
+    screen.open_tab(run, "Details")
     screen.shows("words.txt is not there yet")
     screen.keep("failed")
     (tmp_path / "words.txt").touch()
