@@ -16,7 +16,7 @@ from flows.keeping import aliases, import_, promote, prune
 from flows.lineage import diff, lineage
 from flows.operating import doctor, down, up
 from flows.publishing import export
-from flows.queue import queue
+from flows.queueing import queue
 from flows.reading import print_json, runs, verify
 from flows.session import configure_prefect, fail, in_prefect
 from models.errors import AlignError, InputError

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from prefect import flow
 
-from flows.evaluate import judge
+from flows.evaluation import judge
 from models.comparison import Comparison
 from models.recipe import Recipe
 from settings.settings import load_settings

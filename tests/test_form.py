@@ -16,7 +16,7 @@ from prefect.states import Crashed
 from prefect.utilities.callables import parameter_schema
 
 from flows.align import align
-from flows.evaluate import evaluate
+from flows.evaluation import evaluate
 from flows.promote import promote
 from flows.retrain import retrain
 from models.errors import InputError

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,12 @@ MOST_LINES = 300
 
 def name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
+
+
+def test_no_flow_hides_a_library() -> None:
+    """Prefect puts the folder of a deployment's entrypoint in front of all others that modules are looked for in."""
+    libraries = {*sys.stdlib_module_names, *(one.split(".")[0] for one in packages_distributions())}
+    assert {path.stem for path in (ROOT / "flows").glob("*.py")} & libraries == set()
 
 
 @pytest.mark.parametrize(

@@ -221,6 +221,7 @@ def test_a_failed_stage_is_retried(
     failed = service.wait_for(run, "Failed")
     assert "words.txt is not there yet" in failed["state"]["message"]
     screen.open_tab(run, "Details")
+    screen.page.get_by_text("See More").click()
     screen.shows("words.txt is not there yet")
     screen.keep("failed")
     (tmp_path / "words.txt").touch()
