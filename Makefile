@@ -32,9 +32,9 @@ test: install
 test-fast: install
 	$(BIN)/pytest -m "not slow"
 
-# People's way through the Prefect UI in headless Chromium: form, artifacts, Retry, Cancel, approval. About five minutes.
+# Servers, workers and the UI as people use them: up and down, PostgreSQL, notifications, approval, headless Chromium.
 test-e2e: install
-	$(BIN)/pytest tests/test_ui.py -m e2e $(if $(SCREENSHOTS),--screenshots $(SCREENSHOTS))
+	$(BIN)/pytest -m e2e $(if $(SCREENSHOTS),--screenshots $(SCREENSHOTS))
 
 # Every fault at every moment, with a table at the end: about half an hour.
 test-faults: install

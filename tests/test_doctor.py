@@ -110,6 +110,7 @@ def test_what_is_broken_is_told_and_crashes_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.e2e
 def test_a_server_is_looked_at(place: Place) -> None:
     code, checks = place.doctor()
     assert tuple(checks) == (*LOCAL, *SERVER)
@@ -119,6 +120,7 @@ def test_a_server_is_looked_at(place: Place) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.e2e
 def test_what_is_wrong_with_a_server_is_told(place: Place) -> None:
     with place.client() as client:
         client.request("PATCH", "/work_pools/{name}", path_params={"name": "local"}, json={"is_paused": True})

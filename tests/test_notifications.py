@@ -58,6 +58,7 @@ def make_blocks(place: Place, url: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.e2e
 def test_what_happens_is_told(place: Place, received: dict[str, Any]) -> None:
     make_blocks(place, received.pop("url"))
     done = place.align("up", ALIGN_NOTIFY="custom-webhook/ops")
@@ -87,6 +88,7 @@ def test_what_happens_is_told(place: Place, received: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.e2e
 def test_notifications_follow_the_setting(place: Place) -> None:
     make_blocks(place, "http://127.0.0.1:9/")
     for name, complaint in {"custom-webhook/nobody": "no block", "secret/hidden": "cannot send"}.items():
@@ -110,6 +112,7 @@ def test_notifications_follow_the_setting(place: Place) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.e2e
 def test_a_flow_run_that_dies_in_silence_is_marked_crashed(place: Place) -> None:
     with place.client() as client:
         apply_automations(client, [zombie_automation(silence_seconds=15)])

@@ -187,6 +187,7 @@ def postgresql() -> Iterator[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.e2e
 def test_a_life_on_postgresql_with_authentication(postgresql: str, tmp_path: Path) -> None:
     place = Place(tmp_path, PREFECT_SERVER_DATABASE_CONNECTION_URL=postgresql, PREFECT_SERVER_API_AUTH_STRING=AUTH)
     done = place.align("up")
@@ -224,6 +225,7 @@ def test_a_life_on_postgresql_with_authentication(postgresql: str, tmp_path: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.e2e
 def test_switches_of_schedules_survive_a_deployment(place: Place) -> None:
     name = "align/happenings"
     with place.client() as client:

@@ -141,6 +141,7 @@ def asking(home: Path, ended: Ended, alias: str) -> UUID:
 
 
 @pytest.mark.slow
+@pytest.mark.e2e
 def test_people_approve_and_reject_and_late_runs_are_harmless(
     workplace: Workplace, shared_home: Path, recipe: Recipe
 ) -> None:
