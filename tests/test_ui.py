@@ -119,10 +119,10 @@ class Screen:
             self.pictures.mkdir(parents=True, exist_ok=True)
             self.page.screenshot(path=self.pictures / f"{name}.jpg", type="jpeg", quality=60)
 
-    def press(self, name: str) -> None:
-        """Press the button, and the one of the same name in the dialogue that asks back."""
+    def press(self, name: str, confirm: str) -> None:
+        """Press a button, and the one in the dialogue that asks back."""
         self.page.get_by_role("button", name=name, exact=True).first.click()
-        self.page.get_by_role("dialog").get_by_role("button", name=name, exact=True).click()
+        self.page.get_by_role("dialog").get_by_role("button", name=confirm, exact=True).click()
 
     def field(self, title: str) -> "Locator":
         """The last field of a form with that title, and what can be typed into."""
@@ -225,7 +225,7 @@ def test_a_failed_stage_is_retried(
     screen.shows("words.txt is not there yet")
     screen.keep("failed")
     (tmp_path / "words.txt").touch()
-    screen.press("Retry")
+    screen.press("Retry", "Retry")
     service.wait_for(run, "Completed")
     states = wait_until(
         lambda: (now := task_states(service, run)) and now.get("grpo") == "Completed" and now, SECONDS_TO_RUN
@@ -246,7 +246,7 @@ def test_cancel_ends_the_training_process(service: Service, screen: Screen, para
     holder = next(service.home.glob(f".locks/run-*-{run[:8]}.holder"))
     flow = psutil.Process(int(holder.read_text().split()[1]))
     tree = [flow, *flow.children(recursive=True)]
-    screen.press("Cancel")
+    screen.press("Cancel", "Confirm")
     service.wait_for(run, "Cancelled")
     _, alive = psutil.wait_procs(tree, timeout=SECONDS_TO_END)
     assert not [each for each in alive if each.status() != psutil.STATUS_ZOMBIE]
