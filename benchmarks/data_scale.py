@@ -14,6 +14,7 @@ import importlib.util
 import json
 import os
 import random
+import resource
 import subprocess
 import sys
 import tempfile
@@ -85,7 +86,7 @@ def packaged_tokenizer(folder: Path) -> Path:
 def measured(side: str, folder: Path, tokenizer: Path, workers: int, rows: int) -> float:
     """Seconds of one side; its rate, and the most memory that its processes held together, are printed."""
     command = [sys.executable, "-m", "benchmarks.data_scale", "--side", side, "--folder", str(folder)]
-    started = time.monotonic()
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     process = subprocess.Popen([*command, "--tokenizer", str(tokenizer), "--workers", str(workers)])  # noqa: S603
     peaks = {"rss": 0, "pss": 0}
     watching = threading.Thread(target=_watch, args=(process.pid, peaks), daemon=True)
@@ -93,10 +94,12 @@ def measured(side: str, folder: Path, tokenizer: Path, workers: int, rows: int) 
     if process.wait():
         raise SystemExit(f"{side} ended with exit code {process.returncode}")
     seconds = time.monotonic() - started
-    load = os.getloadavg()[0]
+    after, load = resource.getrusage(resource.RUSAGE_CHILDREN), os.getloadavg()[0]
+    computed = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     print(
-        f"{side:8} {seconds:7.1f} s {rows / seconds:8,.0f} rows/s, peak of all processes {peaks['rss'] / 1e9:.2f} GB "
-        f"(shared pages counted once: {peaks['pss'] / 1e9:.2f} GB), load {load:.1f}"
+        f"{side:8} {seconds:7.1f} s {rows / seconds:8,.0f} rows/s, {computed:.0f} s of processors, peak of all processes "
+        f"{peaks['rss'] / 1e9:.2f} GB (shared pages counted once: {peaks['pss'] / 1e9:.2f} GB), load {load:.1f}",
+        flush=True,
     )
     return seconds
 

@@ -157,8 +157,10 @@ def _recipe(arguments: Namespace) -> "Recipe":
 def _preflight(recipe: "Recipe", *, keep: bool = False) -> "Preflight":
     from settings.settings import load_settings
     from tasks.preflight import preflight
+    from tasks.progress import sparingly
 
-    return preflight(recipe, load_settings(), keep=keep)
+    tell = sparingly(lambda rows: print(f"align: {rows:,} rows read", file=sys.stderr))
+    return preflight(recipe, load_settings(), keep=keep, on_rows=tell)
 
 
 def _compare(arguments: Namespace) -> int:

@@ -1,7 +1,5 @@
 """A dataset as a Prefect task: read, checked against its stage, and frozen as a snapshot under its content's digest."""
 
-import time
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,12 +25,10 @@ from tasks.execution import Execution
 from tasks.files import file_digest
 from tasks.licensing import hub_dataset
 from tasks.making import find_or_make
-from tasks.progress import Progress, announce
+from tasks.progress import Progress, announce, sparingly
 from tasks.provenance import provenance, public_source, without_folders
 from tasks.store import ArtifactStore
 from tasks.telling import Teller
-
-_SECONDS_BETWEEN_REPORTS = 2.0
 
 
 @task(name="prepare-dataset", task_run_name="dataset for {role}", cache_policy=NO_CACHE)
@@ -52,7 +48,7 @@ def prepare_dataset(
         Killed, StageError: a process that prepares rows ended.
     """
     wanted = wanted_rows(source, role, system_prompt, rules)
-    preparations = Preparations(execution.settings.home, Manner(on_progress=_Speaking(f"dataset for {role}")))
+    preparations = Preparations(execution.settings.home, _telling(f"dataset for {role}"))
     ready = preparations.ready(source, wanted)
     identity = ready.prepared.identity
     name = fingerprint(identity)[:ID_LENGTH]
@@ -80,19 +76,8 @@ def prepare_dataset(
     return made
 
 
-@dataclass
-class _Speaking:
-    """Tells of rows that were read, from time to time."""
-
-    title: str
-    _told: float = 0.0
-
-    def __call__(self, rows: int) -> None:
-        now = time.monotonic()
-        if now - self._told >= _SECONDS_BETWEEN_REPORTS and self._told:
-            announce(Progress(stage=self.title, phase=f"{rows:,} rows read"))
-        if now - self._told >= _SECONDS_BETWEEN_REPORTS:
-            self._told = now
+def _telling(stage: str) -> Manner:
+    return Manner(on_progress=sparingly(lambda rows: announce(Progress(stage=stage, phase=f"{rows:,} rows read"))))
 
 
 def _card(source: DatasetSource, role: Role, system_prompt: str | None, ready: Ready) -> SnapshotCard:

@@ -8,7 +8,7 @@ import importlib.util
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from settings.settings import Settings
 from tasks.base_model_check import BaseModelFacts, check_base_model
 from tasks.data.checking import DatasetCheck, Table, check_leakage, noting, read_tables, training_sections
 from tasks.data.preparations import Preparations, leaving_nothing
+from tasks.data.preparing import Manner
 from tasks.execution import plan_execution
 from tasks.forecast import stage_inputs
 from tasks.gate import check_condition, find_rivals
@@ -73,18 +74,21 @@ class Preflight(Contract):
     """Remarks that do not stop the run."""
 
 
-def preflight(recipe: Recipe, settings: Settings, *, keep: bool = False) -> Preflight:
+def preflight(
+    recipe: Recipe, settings: Settings, *, keep: bool = False, on_rows: Callable[[int], None] = lambda rows: None
+) -> Preflight:
     """Check a recipe against its data, its base model and this machine.
 
     Args:
         recipe: What would be trained.
         settings: Settings as read.
         keep: Whether the rows that had to be read for it wait for a run, unless something is wrong.
+        on_rows: Told how many rows of a dataset were read.
 
     Raises:
         InputError: something cannot work; the message has one line per problem found.
     """
-    with leaving_nothing(settings.home, keep=keep) as preparations:
+    with leaving_nothing(settings.home, Manner(on_progress=on_rows), keep=keep) as preparations:
         return _check(recipe, settings, preparations)
 
 

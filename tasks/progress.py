@@ -1,5 +1,6 @@
 """Where a stage stands, for whoever wants to show it: the terminal, the Prefect UI, a test."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -28,6 +29,7 @@ class Progress(Contract):
 
 Listener = Callable[[Progress], None]
 _listeners: list[Listener] = []
+_SECONDS_BETWEEN_COUNTS = 3.0
 
 
 @contextmanager
@@ -44,3 +46,16 @@ def announce(progress: Progress) -> None:
     """Hand a report to all listeners."""
     for listener in tuple(_listeners):
         listener(progress)
+
+
+def sparingly(tell: Callable[[int], None]) -> Callable[[int], None]:
+    """What tells of a count that grows, but not at once and not each time."""
+    told = time.monotonic()
+
+    def listen(count: int) -> None:
+        nonlocal told
+        if time.monotonic() - told >= _SECONDS_BETWEEN_COUNTS:
+            told = time.monotonic()
+            tell(count)
+
+    return listen

@@ -22,6 +22,7 @@ from tasks.data.checking import wanted_rows
 from tasks.data.conversion import Wanted
 from tasks.data.located import Located, key_of
 from tasks.data.preparations import Preparations, Ready, leaving_nothing
+from tasks.data.preparing import Manner
 from tasks.data.rows import check_rows, digest, snapshot_identity
 from tasks.data.snapshot import ROWS, ROWS_BEFORE, read_rows
 from tasks.dataset import prepare_dataset
@@ -131,7 +132,7 @@ def test_what_is_prepared_in_vain_leaves_nothing(
     other = write_rows(tmp_path / "data" / "bad.jsonl", [{"prompt": "x"}]) if not good else file
     before.add(other)
     try:
-        with leaving_nothing(home, keep=keep) as preparations:
+        with leaving_nothing(home, Manner(), keep=keep) as preparations:
             for path in (file, other):
                 preparations.ready(DatasetSource(path=str(path)), SFT)
     except InputError:
@@ -156,7 +157,7 @@ def test_parts_of_a_mixture_are_not_kept(tmp_path: Path, file: Path, reads: list
 
 def test_rows_are_checked_where_nothing_can_be_written(tmp_path: Path, file: Path) -> None:
     (tmp_path / "home").write_text("a file")
-    with leaving_nothing(tmp_path / "home", keep=True) as preparations:
+    with leaving_nothing(tmp_path / "home", Manner(), keep=True) as preparations:
         ready = preparations.ready(DatasetSource(path=str(file)), SFT)
         assert len([*read_rows(ready.folder)]) == len(DATA)
 

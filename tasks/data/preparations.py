@@ -155,16 +155,17 @@ def _read(file: Path) -> Prepared | None:
 
 
 @contextmanager
-def leaving_nothing(home: Path, *, keep: bool) -> Iterator[Preparations]:
+def leaving_nothing(home: Path, manner: Manner, *, keep: bool) -> Iterator[Preparations]:
     """Preparations that are removed again, with the folders that they needed, unless all went well and they are kept.
 
     Args:
         home: The artifact root.
+        manner: How sources are prepared.
         keep: Whether what is prepared is to wait for a run.
     """
     new = [ArtifactStore(home).partial("dataset", "x").parent, home / "datasets", home, *home.parents]
     new = [path for path in new if not path.exists()]
-    preparations = Preparations(home)
+    preparations = Preparations(home, manner)
     done = False
     try:
         yield preparations
