@@ -5,9 +5,35 @@ from typing import Any
 from pydantic import Field
 
 from models.contract import Contract
+from models.data_rules import Action, DataRules, Rule
+from models.sources import BaseModelSource
 
 CARD_VERSION = 2
 """Layout of a snapshot's folder: 1 had `rows.jsonl` and no card, 2 has `rows.parquet` and `card.json`."""
+
+
+class Cleaning(Contract):
+    """What a recipe asks of the rows of a dataset."""
+
+    rules: DataRules = DataRules()
+    """What becomes of rows that break a rule."""
+    model: BaseModelSource | None = None
+    """Whose special tokens are looked for, and whose tokenizer measures; none: neither."""
+    max_tokens: int | None = None
+    """Most tokens that the stage of the rows takes; none: it has no limit."""
+
+
+class RuleCount(Contract):
+    """Rows of a source that break one rule."""
+
+    rule: Rule
+    """The rule."""
+    action: Action
+    """What became of them."""
+    rows: int
+    """Number of rows."""
+    examples: tuple[str, ...] = ()
+    """The first of them: place, column, value seen, rule and remedy."""
 
 
 class TokenStatistics(Contract):
@@ -23,6 +49,14 @@ class TokenStatistics(Contract):
     """99 of 100 rows have at most so many."""
     longest: int
     """Of the row with the most."""
+    limit: int | None = None
+    """Most tokens that the stage takes."""
+    rows_over: int = 0
+    """Rows with more than that."""
+    tokens_cut: int = 0
+    """What would be lost if they were cut."""
+    tokens_dropped: int = 0
+    """What would be lost if they were dropped."""
 
 
 class PartCount(Contract):
@@ -53,6 +87,10 @@ class Prepared(Contract):
     """Rows on the other side of the held-out split."""
     recognised: str = ""
     """The format: what was recognised, how it is read, and what of it is left out; of a mixture, for each part."""
+    problems: tuple[RuleCount, ...] = ()
+    """Rules that rows break, duplicates included, most rows first."""
+    remarks: tuple[str, ...] = ()
+    """What was not looked for in all rows."""
     rows_sha256: str
     """SHA-256 over the rows' canonical JSON, one a line, 64 hexadecimal digits."""
     size_bytes: int
@@ -93,6 +131,10 @@ class SnapshotCard(Contract):
     """Rows of the snapshot."""
     rules: dict[str, int] = {}
     """How many rows each rule has left out or mended, by the rule's name."""
+    problems: tuple[RuleCount, ...] = ()
+    """Rules that rows break, with what became of these rows; those left out or mended are listed in `dropped.jsonl`."""
+    remarks: tuple[str, ...] = ()
+    """What was not looked for in all rows."""
     other_side: int = 0
     """Rows on the other side of the held-out split."""
     system_prompt: str | None = None
