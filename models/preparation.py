@@ -1,6 +1,6 @@
 """What preparing a source has found, and what a snapshot says of itself."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -57,6 +57,49 @@ class TokenStatistics(Contract):
     """What would be lost if they were cut."""
     tokens_dropped: int = 0
     """What would be lost if they were dropped."""
+
+
+class Lengths(Contract):
+    """How long the texts of rows are: of each prompt with the longest reply to it, in characters."""
+
+    median: int
+    """Half of the rows have at most so many."""
+    p99: int
+    """99 of 100 rows have at most so many."""
+    longest: int
+    """Of the row with the most."""
+
+
+class RenderedExample(Contract):
+    """A row as the model's chat template writes it and its tokenizer cuts it."""
+
+    context: str
+    """The text that the model is given: it carries no loss."""
+    trained: str
+    """The text that it learns; empty for prompts."""
+    tokens: int
+    """Number of tokens of both."""
+    trained_tokens: int
+    """Number of tokens that carry loss."""
+    eos_trained: bool | None
+    """Whether the end-of-sequence token is among them; none: nothing is trained on."""
+    bos_doubled: bool
+    """Whether the text begins with two tokens that begin a sequence."""
+    generation_prompt: bool
+    """Whether a reply is asked for in the way in which replies begin in training."""
+    tools_shown: bool | None
+    """Whether the tools that the row offers or calls are in the text; none: it has none."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is wrong with it."""
+        told = {
+            "the end of a reply is not trained on: the model will not know when to stop": self.eos_trained is False,
+            "the text begins with two tokens that begin a sequence": self.bos_doubled,
+            "replies do not begin as the generation prompt has them begin": not self.generation_prompt,
+            "tools are not in the text": self.tools_shown is False,
+        }
+        return tuple(text for text, is_so in told.items() if is_so)
 
 
 class PartCount(Contract):
@@ -145,5 +188,34 @@ class SnapshotCard(Contract):
     """Where they were counted."""
     recognised: str = ""
     """The format: what was recognised, how it is read, and what of it is left out; of a mixture, for each part."""
-    example: dict[str, Any] | None = None
-    """A row as the chat template renders it, and its tokens; none: not rendered."""
+    example: RenderedExample | None = None
+    """The first row as the model sees it; none: the base model was not there."""
+
+
+class RoleReport(Contract):
+    """What a file would be for one role."""
+
+    role: Literal["sft", "preference", "prompts"]
+    """What the rows are for."""
+    refused: str = ""
+    """Why it cannot serve, one problem a line; the rest is empty then."""
+    found: Prepared | None = None
+    """Rows, problems and tokens."""
+    characters: Lengths | None = None
+    """How long the texts of the rows are."""
+    example: RenderedExample | None = None
+    """The first row as the named model sees it."""
+
+
+class DataReport(Contract):
+    """What `align data` says of a file."""
+
+    path: str
+    """The file, folder or hub id."""
+    roles: tuple[RoleReport, ...]
+    """What it is for each role."""
+
+    @property
+    def serves(self) -> bool:
+        """Whether there is a role for it."""
+        return any(role.found for role in self.roles)

@@ -196,7 +196,7 @@ class Recipe(Contract):
     """What the base model and every stage are measured on: rows that none of them trains on."""
     gate: Gate | None = Field(None, title="Gate")
     """What the last policy must show before it may be promoted; none: nothing."""
-    data_rules: DataRules = Field(DataRules(), title="Data rules", json_schema_extra=ADVANCED)
+    data_rules: DataRules = Field(DataRules(), title="Data rules")
     """What becomes of rows that are empty, damaged, doubled, too long or otherwise unfit."""
     alarms: Alarms = Field(Alarms(), title="Training alarms")
     """When to warn while a stage trains, and when to stop it."""

@@ -13,10 +13,14 @@ from prefect.cache_policies import NO_CACHE
 from models.artifacts import Dataset, Manifest
 from models.errors import InputError
 from models.fingerprint import ID_LENGTH, fingerprint
-from models.preparation import Cleaning, Prepared, SnapshotCard
+from models.preparation import Cleaning, Prepared, RenderedExample, SnapshotCard
 from models.rewards import Reward, Verifier
 from models.sources import DatasetSource
+from models.stages import BaseModelInput
+from tasks.base_model_check import locate
+from tasks.child import run_in_child
 from tasks.child_main import ChildOptions
+from tasks.core.entry import render
 from tasks.data.card import write_card
 from tasks.data.checking import wanted_rows
 from tasks.data.left_out import LEFT_OUT
@@ -75,6 +79,9 @@ def prepare_dataset(
         if there.prepared.identity != identity:
             raise InputError(f"{source.label}: it changed while it was read; run again when nobody writes to it")
         card = _card(source, role, system_prompt, there)
+        card = card.model_copy(update={"example": _example(there.folder, cleaning, execution, teller, options)})
+        for warning in card.example.warnings if card.example else ():
+            teller.line(f"{source.label}: {warning}")
         changed = wanted.data_rules.changed
         return _publish(card, without_folders(source).label, there, execution, store, changed)
 
@@ -89,6 +96,21 @@ def prepare_dataset(
     finally:
         preparations.discard_all()
         preparations.discard(ready)
+    return made
+
+
+def _example(
+    folder: Path, cleaning: Cleaning | None, execution: Execution, teller: Teller, options: ChildOptions
+) -> RenderedExample | None:
+    """The first row as the base model sees it; none where that is not there, for it is not worth converting one."""
+    if cleaning is None or cleaning.model is None:
+        return None
+    stage = BaseModelInput(source=cleaning.model, origin=locate(cleaning.model)[1], precision=execution.precision)
+    base = ArtifactStore(execution.settings.home).folder("base", stage.id)
+    if not base.is_dir():
+        return None
+    row = next(islice(read_rows(folder), 1))
+    made: RenderedExample = run_in_child(render, (row, base, None), options, lambda report: None, teller.line)
     return made
 
 

@@ -1,6 +1,5 @@
 """Checks of a recipe's datasets: every row fits its stage, and no held-out prompt is trained on."""
 
-import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,7 +22,6 @@ from tasks.data.located import what_decides
 from tasks.data.marks import special_tokens
 from tasks.data.preparations import Preparations
 from tasks.data.rows import Role, Row
-from tasks.data.snapshot import read_prompt_ids, read_rows
 
 
 class DatasetCheck(Contract):
@@ -185,27 +183,3 @@ def _read_table(place: str, source: DatasetSource, wanted: Wanted, preparations:
         longest_rows=found.longest_rows,
     )
     return Table(check, ready.folder)
-
-
-def check_leakage(tables: dict[str, Table], problems: list[str]) -> None:
-    """Refuse held-out rows whose prompt some stage trains on: figures on them would say nothing."""
-    training = {place: table for place, table in tables.items() if place.endswith(".dataset")}
-    for place, heldout in tables.items():
-        if place in training:
-            continue
-        prompts = frozenset(read_prompt_ids(heldout.folder))
-        for other, table in training.items():
-            shared = prompts.intersection(read_prompt_ids(table.folder))
-            if shared:
-                counts = f"{len(shared)} of {len(prompts)} held-out prompts of {heldout.check.path}"
-                problems.append(
-                    f"{place}: {counts} also occur in {other} ({table.check.path}), e.g. "
-                    f"{_example(heldout.folder, shared)}; remove them from one of the two"
-                )
-
-
-def _example(folder: Path, prompts: frozenset[bytes]) -> str:
-    """The last turn of the first row that asks for one of the prompts, shortened."""
-    rows = zip(read_prompt_ids(folder), read_rows(folder), strict=True)
-    row = next(row for prompt, row in rows if prompt in prompts)
-    return reprlib.repr(row["prompt"][-1]["content"].strip())
