@@ -345,3 +345,9 @@ def test_a_wrong_template_is_warned_of(tiny_model: Path, warning: str, template:
     row = {"prompt": [U], "completion": [A]} | ({"tools": tools} if template == CHAT_TEMPLATE else {})
     (said,) = render_example(row, tiny_model, template).warnings
     assert warning in said
+
+
+def test_a_file_that_is_one_object_is_one_row(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps(talk(U, A), indent=1))
+    assert prepared(file, "sft")[0].rows == 1
