@@ -97,8 +97,9 @@ def measured(side: str, folder: Path, tokenizer: Path, workers: int, rows: int) 
     after, load = resource.getrusage(resource.RUSAGE_CHILDREN), os.getloadavg()[0]
     computed = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     print(
-        f"{side:8} {seconds:7.1f} s {rows / seconds:8,.0f} rows/s, {computed:.0f} s of processors, peak of all processes "
-        f"{peaks['rss'] / 1e9:.2f} GB (shared pages counted once: {peaks['pss'] / 1e9:.2f} GB), load {load:.1f}",
+        f"{side:8} {seconds:7.1f} s {rows / seconds:8,.0f} rows/s, {computed:.0f} s of processors, "
+        f"peak of all processes {peaks['rss'] / 1e9:.2f} GB "
+        f"(shared pages counted once: {peaks['pss'] / 1e9:.2f} GB), load {load:.1f}",
         flush=True,
     )
     return seconds

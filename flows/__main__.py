@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.chatting import chat
+from flows.data import data
 from flows.keeping import aliases, import_, promote, prune
 from flows.lineage import diff, lineage
 from flows.operating import doctor, down, up
@@ -105,6 +106,7 @@ def _retrain(arguments: Namespace) -> int:
 
 
 def _check(arguments: Namespace) -> int:
+    from flows.data_tables import print_problems
     from flows.terminal import make_console, print_forecast, print_memory, print_preflight
 
     recipe = _recipe(arguments)
@@ -117,6 +119,10 @@ def _check(arguments: Namespace) -> int:
         return 0
     console = make_console()
     print_preflight(result, console)
+    for dataset in result.datasets:
+        if dataset.problems:
+            console.print(f"{dataset.place}: {dataset.path}", markup=False, highlight=False)
+            print_problems(dataset.problems, dataset.read, console)
     print_forecast(stages, console)
     with console.status("estimating memory"):
         memory = _forecast_memory(recipe, result, stages)
@@ -221,6 +227,7 @@ def _forget(arguments: Namespace) -> int:
 
 _COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "run": _run,
+    "data": data,
     "retrain": _retrain,
     "check": _check,
     "resume": _resume,

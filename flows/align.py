@@ -17,6 +17,7 @@ from models.stages import DPOInput, EvaluationInput, GRPOInput, RewardInput, SFT
 from settings.settings import load_settings
 from tasks.base_model import prepare_base_model
 from tasks.compare import compare_models
+from tasks.data.checking import cleaning_of
 from tasks.data.rows import Role
 from tasks.dataset import prepare_dataset
 from tasks.dpo import train_dpo
@@ -55,24 +56,28 @@ def align(
     run = open_run(recipe, recipe_name, settings.home, force, resume, needs)
     execution = plan_execution(recipe, settings).of_run(run)
 
-    def rows(source: DatasetSource, role: Role, rules: tuple[Reward | Verifier, ...] = ()) -> Dataset:
-        return prepare_dataset.submit(source, role, recipe.system_prompt, execution, rules).result()
+    def rows(
+        source: DatasetSource, role: Role, rules: tuple[Reward | Verifier, ...] = (), longest: int | None = None
+    ) -> Dataset:
+        asked = (source, role, recipe.system_prompt, execution, rules, cleaning_of(recipe, longest))
+        return prepare_dataset.submit(*asked).result()
 
     common = execution.shared_inputs(recipe)
+    base = prepare_base_model.submit(recipe.base_model, execution).result()
     heldout = held_out(recipe, rows)
 
-    base = prepare_base_model.submit(recipe.base_model, execution).result()
-    sft_input = SFTInput(policy=base, dataset=rows(recipe.sft.dataset, "sft"), hyperparameters=recipe.sft, **common)
+    demonstrations = rows(recipe.sft.dataset, "sft", longest=recipe.sft.max_length)
+    sft_input = SFTInput(policy=base, dataset=demonstrations, hyperparameters=recipe.sft, **common)
     sft = train_sft.submit(sft_input, execution).result()
 
     reward = dpo = grpo = accuracy = None
     side_by_side = execution.shared_by(2 if recipe.reward and recipe.dpo else 1)
     if recipe.reward:
-        pairs = rows(recipe.reward.dataset, "preference")
+        pairs = rows(recipe.reward.dataset, "preference", longest=recipe.reward.max_length)
         reward_input = RewardInput(policy=sft, dataset=pairs, hyperparameters=recipe.reward, **common)
         reward = train_reward_model.submit(reward_input, side_by_side)
     if recipe.dpo:
-        pairs = rows(recipe.dpo.dataset, "preference")
+        pairs = rows(recipe.dpo.dataset, "preference", longest=recipe.dpo.max_length)
         dpo_input = DPOInput(policy=sft, dataset=pairs, hyperparameters=recipe.dpo, **common)
         dpo = train_dpo.submit(dpo_input, side_by_side)
     if reward:

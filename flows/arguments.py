@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
+from flows.data import add_data
 from models.aliases import CHAMPION
 from models.artifacts import TrainingStage
 from models.publishing import Dtype, Weights
@@ -30,6 +31,7 @@ other ALIGN_… variables say how, not what, to train."""
 _PURPOSES = {
     "run": "Train what a recipe asks for.",
     "check": "Check a recipe, its data and this machine without training; say what is there already.",
+    "data": "Say what a file would be for each stage: how it is read, which rows are unfit, how long they are.",
     "retrain": "Train and judge what has changed since a recipe's last run, and promote it if its gate is open.",
     "resume": "Go on with a run that did not complete: what is finished is taken, an interrupted stage goes on.",
     "runs": "List the runs, newest first.",
@@ -52,7 +54,7 @@ _PURPOSES = {
 }
 
 _WITH_JSON = (
-    "check", "runs", "queue", "diff", "compare", "verify", "reproduce", "aliases", "prune", "import", "export",
+    "check", "data", "runs", "queue", "diff", "compare", "verify", "reproduce", "aliases", "prune", "import", "export",
     "doctor",
 )  # fmt: skip
 
@@ -248,6 +250,7 @@ def _temperature(text: str) -> float:
 
 
 _ARGUMENTS: dict[str, Callable[[ArgumentParser], None]] = {
+    "data": add_data,
     "retrain": _add_retrain,
     "resume": _add_resume,
     "lineage": _add_lineage,

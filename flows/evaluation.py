@@ -15,6 +15,7 @@ from settings.settings import Settings, load_settings
 from tasks.compare import show_comparisons
 from tasks.comparing import compare
 from tasks.contest import Contest, find_contest, find_entrants, write_page
+from tasks.data.checking import cleaning_of
 from tasks.data.rows import Role
 from tasks.dataset import prepare_dataset
 from tasks.evaluate import evaluate as judge_one
@@ -64,7 +65,8 @@ def judge(contest: Contest, settings: Settings) -> list[EvaluationResult]:
     stop_stages_on_signals(lambda reason: False, str(flow_run.id))
 
     def rows(source: DatasetSource, role: Role, rules: tuple[Verifier, ...] = ()) -> Dataset:
-        return prepare_dataset.submit(source, role, contest.recipe.system_prompt, execution, rules).result()
+        asked = (source, role, contest.recipe.system_prompt, execution, rules, cleaning_of(contest.recipe))
+        return prepare_dataset.submit(*asked).result()
 
     heldout = held_out(contest.recipe, rows)
     inputs = [

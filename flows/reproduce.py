@@ -6,6 +6,8 @@ from prefect import Task, flow
 from prefect.runtime import flow_run
 
 from models.artifacts import Artifact, Checkpoint
+from models.data_rules import DataRules
+from models.preparation import Cleaning
 from models.reproduction import Reproduction
 from settings.settings import load_settings
 from tasks.base_model import prepare_base_model
@@ -72,7 +74,9 @@ def _fetch(step: Step, execution: Execution) -> Artifact:
     if step.record.kind == "base":
         made: Artifact = prepare_base_model.submit(base_model_source(step), execution).result()
     else:
-        system_prompt = step.record.origin.get("rules", {}).get("system_prompt")
-        made = prepare_dataset.submit(dataset_source(step), step.role, system_prompt, execution).result()
+        rules = step.record.origin.get("rules", {})
+        cleaning = Cleaning(rules=DataRules.model_validate(rules.get("data_rules", {})))
+        asked = (dataset_source(step), step.role, rules.get("system_prompt"), execution, (), cleaning)
+        made = prepare_dataset.submit(*asked).result()
     refuse_other_content(step, made)
     return made

@@ -1,13 +1,39 @@
 """What preparing a source has found, and what a snapshot says of itself."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
 from models.contract import Contract
+from models.data_rules import Action, DataRules, Rule
+from models.sources import BaseModelSource
 
 CARD_VERSION = 2
 """Layout of a snapshot's folder: 1 had `rows.jsonl` and no card, 2 has `rows.parquet` and `card.json`."""
+
+
+class Cleaning(Contract):
+    """What a recipe asks of the rows of a dataset."""
+
+    rules: DataRules = DataRules()
+    """What becomes of rows that break a rule."""
+    model: BaseModelSource | None = None
+    """Whose special tokens are looked for, and whose tokenizer measures; none: neither."""
+    max_tokens: int | None = None
+    """Most tokens that the stage of the rows takes; none: it has no limit."""
+
+
+class RuleCount(Contract):
+    """Rows of a source that break one rule."""
+
+    rule: Rule
+    """The rule."""
+    action: Action
+    """What became of them."""
+    rows: int
+    """Number of rows."""
+    examples: tuple[str, ...] = ()
+    """The first of them: place, column, value seen, rule and remedy."""
 
 
 class TokenStatistics(Contract):
@@ -23,6 +49,57 @@ class TokenStatistics(Contract):
     """99 of 100 rows have at most so many."""
     longest: int
     """Of the row with the most."""
+    limit: int | None = None
+    """Most tokens that the stage takes."""
+    rows_over: int = 0
+    """Rows with more than that."""
+    tokens_cut: int = 0
+    """What would be lost if they were cut."""
+    tokens_dropped: int = 0
+    """What would be lost if they were dropped."""
+
+
+class Lengths(Contract):
+    """How long the texts of rows are: of each prompt with the longest reply to it, in characters."""
+
+    median: int
+    """Half of the rows have at most so many."""
+    p99: int
+    """99 of 100 rows have at most so many."""
+    longest: int
+    """Of the row with the most."""
+
+
+class RenderedExample(Contract):
+    """A row as the model's chat template writes it and its tokenizer cuts it."""
+
+    context: str
+    """The text that the model is given: it carries no loss."""
+    trained: str
+    """The text that it learns; empty for prompts."""
+    tokens: int
+    """Number of tokens of both."""
+    trained_tokens: int
+    """Number of tokens that carry loss."""
+    eos_trained: bool | None
+    """Whether the end-of-sequence token is among them; none: nothing is trained on."""
+    bos_doubled: bool
+    """Whether the text begins with two tokens that begin a sequence."""
+    generation_prompt: bool
+    """Whether a reply is asked for in the way in which replies begin in training."""
+    tools_shown: bool | None
+    """Whether the tools that the row offers or calls are in the text; none: it has none."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is wrong with it."""
+        told = {
+            "the end of a reply is not trained on: the model will not know when to stop": self.eos_trained is False,
+            "the text begins with two tokens that begin a sequence": self.bos_doubled,
+            "replies do not begin as the generation prompt has them begin": not self.generation_prompt,
+            "tools are not in the text": self.tools_shown is False,
+        }
+        return tuple(text for text, is_so in told.items() if is_so)
 
 
 class PartCount(Contract):
@@ -53,6 +130,10 @@ class Prepared(Contract):
     """Rows on the other side of the held-out split."""
     recognised: str = ""
     """The format: what was recognised, how it is read, and what of it is left out; of a mixture, for each part."""
+    problems: tuple[RuleCount, ...] = ()
+    """Rules that rows break, duplicates included, most rows first."""
+    remarks: tuple[str, ...] = ()
+    """What was not looked for in all rows."""
     rows_sha256: str
     """SHA-256 over the rows' canonical JSON, one a line, 64 hexadecimal digits."""
     size_bytes: int
@@ -93,6 +174,10 @@ class SnapshotCard(Contract):
     """Rows of the snapshot."""
     rules: dict[str, int] = {}
     """How many rows each rule has left out or mended, by the rule's name."""
+    problems: tuple[RuleCount, ...] = ()
+    """Rules that rows break, with what became of these rows; those left out or mended are listed in `dropped.jsonl`."""
+    remarks: tuple[str, ...] = ()
+    """What was not looked for in all rows."""
     other_side: int = 0
     """Rows on the other side of the held-out split."""
     system_prompt: str | None = None
@@ -103,5 +188,34 @@ class SnapshotCard(Contract):
     """Where they were counted."""
     recognised: str = ""
     """The format: what was recognised, how it is read, and what of it is left out; of a mixture, for each part."""
-    example: dict[str, Any] | None = None
-    """A row as the chat template renders it, and its tokens; none: not rendered."""
+    example: RenderedExample | None = None
+    """The first row as the model sees it; none: the base model was not there."""
+
+
+class RoleReport(Contract):
+    """What a file would be for one role."""
+
+    role: Literal["sft", "preference", "prompts"]
+    """What the rows are for."""
+    refused: str = ""
+    """Why it cannot serve, one problem a line; the rest is empty then."""
+    found: Prepared | None = None
+    """Rows, problems and tokens."""
+    characters: Lengths | None = None
+    """How long the texts of the rows are."""
+    example: RenderedExample | None = None
+    """The first row as the named model sees it."""
+
+
+class DataReport(Contract):
+    """What `align data` says of a file."""
+
+    path: str
+    """The file, folder or hub id."""
+    roles: tuple[RoleReport, ...]
+    """What it is for each role."""
+
+    @property
+    def serves(self) -> bool:
+        """Whether there is a role for it."""
+        return any(role.found for role in self.roles)

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from models.alarms import Alarms
 from models.artifacts import Stage
 from models.contract import ADVANCED, Contract
+from models.data_rules import DataRules
 from models.gate import Gate
 from models.measurement import Evaluation
 from models.rewards import Reward
@@ -195,6 +196,8 @@ class Recipe(Contract):
     """What the base model and every stage are measured on: rows that none of them trains on."""
     gate: Gate | None = Field(None, title="Gate")
     """What the last policy must show before it may be promoted; none: nothing."""
+    data_rules: DataRules = Field(DataRules(), title="Data rules")
+    """What becomes of rows that are empty, damaged, doubled, too long or otherwise unfit."""
     alarms: Alarms = Field(Alarms(), title="Training alarms")
     """When to warn while a stage trains, and when to stop it."""
     seed: int = Field(0, ge=0, lt=2**32, title="Seed")

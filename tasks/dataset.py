@@ -1,5 +1,6 @@
 """A dataset as a Prefect task: read, checked against its stage, and frozen as a snapshot under its content's digest."""
 
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,17 @@ from prefect.cache_policies import NO_CACHE
 from models.artifacts import Dataset, Manifest
 from models.errors import InputError
 from models.fingerprint import ID_LENGTH, fingerprint
-from models.preparation import SnapshotCard
+from models.preparation import Cleaning, Prepared, RenderedExample, SnapshotCard
 from models.rewards import Reward, Verifier
 from models.sources import DatasetSource
+from models.stages import BaseModelInput
+from tasks.base_model_check import locate
+from tasks.child import run_in_child
 from tasks.child_main import ChildOptions
+from tasks.core.entry import render
 from tasks.data.card import write_card
 from tasks.data.checking import wanted_rows
+from tasks.data.left_out import LEFT_OUT
 from tasks.data.located import Located
 from tasks.data.preparations import Preparations, Ready
 from tasks.data.preparing import Manner
@@ -38,16 +44,25 @@ def prepare_dataset(
     system_prompt: str | None,
     execution: Execution,
     rules: tuple[Reward | Verifier, ...] = (),
+    cleaning: Cleaning | None = None,
 ) -> Dataset:
     """Read and check rows, and freeze them; the same content gives the same snapshot, whatever file it came from.
 
-    Rows of prompts must have what `rules` read of them. An unchanged source is not read again.
+    An unchanged source is not read again.
+
+    Args:
+        source: Where the rows come from.
+        role: What they are for.
+        system_prompt: Put before each prompt without a system message.
+        execution: The machine's part.
+        rules: What reads the rows of prompts, which must have what it reads.
+        cleaning: What becomes of rows that break a data rule; default: as the rules are by default.
 
     Raises:
         InputError: a row does not fit the stage, or there are none.
         Killed, StageError: a process that prepares rows ended.
     """
-    wanted = wanted_rows(source, role, system_prompt, rules)
+    wanted = wanted_rows(source, role, system_prompt, rules, cleaning)
     preparations = Preparations(execution.settings.home, _telling(f"dataset for {role}"))
     ready = preparations.ready(source, wanted)
     identity = ready.prepared.identity
@@ -60,7 +75,11 @@ def prepare_dataset(
         if there.prepared.identity != identity:
             raise InputError(f"{source.label}: it changed while it was read; run again when nobody writes to it")
         card = _card(source, role, system_prompt, there)
-        return _publish(card, without_folders(source).label, there, execution, store)
+        card = card.model_copy(update={"example": _example(there.folder, cleaning, execution, teller, options)})
+        for warning in card.example.warnings if card.example else ():
+            teller.line(f"{source.label}: {warning}")
+        changed = wanted.data_rules.changed
+        return _publish(card, without_folders(source).label, there, execution, store, changed)
 
     def read(path: Path, manifest: Manifest) -> Dataset:
         return Dataset(
@@ -80,6 +99,21 @@ def _telling(stage: str) -> Manner:
     return Manner(on_progress=sparingly(lambda rows: announce(Progress(stage=stage, phase=f"{rows:,} rows read"))))
 
 
+def _example(
+    folder: Path, cleaning: Cleaning | None, execution: Execution, teller: Teller, options: ChildOptions
+) -> RenderedExample | None:
+    """The first row as the base model sees it; none where that is not there, for it is not worth converting one."""
+    if cleaning is None or cleaning.model is None:
+        return None
+    stage = BaseModelInput(source=cleaning.model, origin=locate(cleaning.model)[1], precision=execution.precision)
+    base = ArtifactStore(execution.settings.home).folder("base", stage.id)
+    if not base.is_dir():
+        return None
+    row = next(islice(read_rows(folder), 1))
+    made: RenderedExample = run_in_child(render, (row, base, None), options, lambda report: None, teller.line)
+    return made
+
+
 def _card(source: DatasetSource, role: Role, system_prompt: str | None, ready: Ready) -> SnapshotCard:
     found = ready.prepared
     return SnapshotCard(
@@ -90,13 +124,24 @@ def _card(source: DatasetSource, role: Role, system_prompt: str | None, ready: R
         system_prompt=system_prompt,
         rows_read=found.read,
         rows=found.rows,
-        rules={"duplicate": found.duplicates, "unpaired": found.unpaired},
+        rules=_left_out(found),
+        problems=found.problems,
+        remarks=found.remarks,
         other_side=found.other_side,
         parts=found.parts,
         tokens=found.tokens,
         recognised=found.recognised,
         **_said(source, ready.located),
     )
+
+
+def _left_out(found: Prepared) -> dict[str, int]:
+    """How many rows each rule has left out or mended, those without a partner included."""
+    counts: Counter[str] = Counter(duplicate=found.duplicates, unpaired=found.unpaired)
+    counts.update(
+        {each.rule: each.rows for each in found.problems if each.action != "keep" and each.rule != "duplicate"}
+    )
+    return dict(counts)
 
 
 def _said(source: DatasetSource, located: tuple[Located, ...]) -> dict[str, Any]:
@@ -118,17 +163,28 @@ def _files(located: tuple[Located, ...]) -> dict[str, str]:
     }
 
 
-def _publish(card: SnapshotCard, label: str, ready: Ready, execution: Execution, store: ArtifactStore) -> Manifest:
+def _publish(
+    card: SnapshotCard,
+    label: str,
+    ready: Ready,
+    execution: Execution,
+    store: ArtifactStore,
+    changed: dict[str, Any],
+) -> Manifest:
     identity = ready.prepared.identity
     name = fingerprint(identity)[:ID_LENGTH]
     folder = store.partial("dataset", name)
     store.discard_partial("dataset", name)
     folder.mkdir(parents=True)
-    (ready.folder / ROWS).rename(folder / ROWS)
+    for file in (ROWS, LEFT_OUT):
+        if (ready.folder / file).exists():
+            (ready.folder / file).rename(folder / file)
     write_card(folder, card, next(islice(read_rows(folder), 1), None))
     rules: dict[str, Any] = {"duplicates_dropped": ready.prepared.duplicates, "system_prompt": card.system_prompt}
     if ready.prepared.unpaired:
         rules["unpaired_dropped"] = ready.prepared.unpaired
+    if changed:
+        rules["data_rules"] = changed
     said: dict[str, Any] = {"files": card.files} if card.files else {}
     said |= {"rows": card.rows, "rules": rules, "recognised": card.recognised}
     said |= {"commit": card.revision} if card.revision else {}

@@ -22,7 +22,8 @@ from models.trl_options import SOLVED_BY_TRL
 from settings.machine import Machine, inspect_machine, resolve_precision
 from settings.settings import Settings
 from tasks.base_model_check import BaseModelFacts, check_base_model
-from tasks.data.checking import DatasetCheck, Table, check_leakage, noting, read_tables, training_sections
+from tasks.data.checking import DatasetCheck, Table, noting, read_tables, training_sections
+from tasks.data.leakage import check_leakage
 from tasks.data.preparations import Preparations, leaving_nothing
 from tasks.data.preparing import Manner
 from tasks.execution import plan_execution
@@ -114,7 +115,7 @@ def _check(recipe: Recipe, settings: Settings, preparations: Preparations) -> Pr
             if reward.model and precision:
                 find_scorer(reward, ArtifactStore(settings.home), precision)
     tables = read_tables(recipe, problems, preparations)
-    check_leakage(tables, problems)
+    leaks = check_leakage(tables, recipe.data_rules, problems)
     _check_lengths(recipe, model, problems)
     stages = _plan_stages(recipe, tables, problems)
     if problems or machine is None or precision is None:
@@ -131,7 +132,7 @@ def _check(recipe: Recipe, settings: Settings, preparations: Preparations) -> Pr
         stages=tuple(stages),
         disk=disk,
         needs=_needs(inputs, checks),
-        notes=tuple(_notes(recipe, machine, precision, tables)),
+        notes=(*_notes(recipe, machine, precision, tables), *leaks),
     )
 
 
@@ -294,5 +295,7 @@ def _notes(recipe: Recipe, machine: Machine, precision: Precision, tables: dict[
     for table in tables.values():
         if table.check.duplicates:
             yield f"{table.check.place}: {table.check.duplicates} duplicate rows are left out"
+        for remark in table.check.remarks:
+            yield f"{table.check.place}: {remark}"
         if table.check.unpaired:
             yield f"{table.check.place}: {table.check.unpaired} rows are in no pair and are left out"

@@ -17,6 +17,7 @@ import pyarrow.feather
 import pyarrow.parquet
 import pytest
 
+from models.data_rules import DataRules
 from models.errors import InputError, Killed
 from models.preparation import Prepared
 from models.sources import DatasetSource
@@ -88,7 +89,8 @@ def prepared(folder: Path, path: Path | str, workers: int | None = 0, **keys: An
     folder.mkdir()
     source = DatasetSource(path=str(path), **keys)
     files = list(locate(source)[0].files)
-    found = prepare(source, files, Wanted("sft"), folder, Manner(workers))
+    wanted = Wanted("sft", data_rules=DataRules(max_dropped=0))
+    found = prepare(source, files, wanted, folder, Manner(workers))
     assert digest(read_rows(folder)) == found.rows_sha256
     return found
 
@@ -139,7 +141,8 @@ def test_places_are_exact(tmp_path: Path, workers: int) -> None:
     (tmp_path / "rows.jsonl").write_bytes(content)
     with pytest.raises(InputError) as caught:
         prepared(tmp_path / "out", tmp_path / "rows.jsonl", workers)
-    first, second = str(caught.value).splitlines()
+    first, second, rules = str(caught.value).splitlines()
+    assert rules == "by rule: missing 1, wrong_type 1"
     assert first.startswith(f"{tmp_path}/rows.jsonl: line 153: column 'completion': it is missing")
     assert second.startswith(f"{tmp_path}/rows.jsonl: line 154: column 'completion': got 5")
 

@@ -4,10 +4,11 @@ The flow's process hands one of these functions to a child, which calls it.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from models.artifacts import Precision
 from models.evaluation import EvaluationResult
+from models.preparation import RenderedExample
 from models.recipe import Quantization
 from models.scorer import ScorerInput
 from models.sources import BaseModelSource, RowSource
@@ -47,6 +48,13 @@ def fetch_rows(source: RowSource, file: Path, report: "Report") -> None:
     from tasks.core.hub_rows import write_hub_rows
 
     write_hub_rows(source, file)
+
+
+def render(row: dict[str, Any], tokenizer: Path, chat_template: str | None, report: "Report") -> RenderedExample:
+    """See `tasks.core.example`."""
+    from tasks.core.example import render_example
+
+    return render_example(row, tokenizer, chat_template)
 
 
 def sft(stage: SFTInput, plan: TrainingPlan, folder: Path, report: "Report") -> TrainingResult:

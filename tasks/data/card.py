@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from models.preparation import SnapshotCard
+from models.preparation import RenderedExample, SnapshotCard
 from tasks.data.lines import Row
 from tasks.files import replace_file
 
@@ -37,8 +37,29 @@ def _readme(card: SnapshotCard, first_row: Row | None) -> Iterator[str]:
     if first_row:
         yield f"\n## First row\n\n```json\n{json.dumps(first_row, indent=2, ensure_ascii=False)}\n```"
     if card.example:
-        yield f"\n## As the model sees it\n\n```json\n{json.dumps(card.example, indent=2, ensure_ascii=False)}\n```"
+        yield from _example(card.example)
+    if card.problems:
+        yield from _problems(card)
     yield "\nThe rows lie in `rows.parquet`, one conversation a row; `card.json` says the same as this page."
+
+
+def _example(example: RenderedExample) -> Iterator[str]:
+    yield f"\n## As the model sees it\n\nGiven ({example.tokens - example.trained_tokens} tokens, without loss):"
+    yield f"\n```text\n{example.context}\n```"
+    if example.trained:
+        yield f"\nTrained on ({example.trained_tokens} tokens):\n\n```text\n{example.trained}\n```"
+    yield from (f"\nWarning: {warning}." for warning in example.warnings)
+
+
+def _problems(card: SnapshotCard) -> Iterator[str]:
+    yield "\n## Rules that rows break\n\n| rule | rows | became | such as |\n|---|---|---|---|"
+    for each in card.problems:
+        yield f"| {each.rule} | {each.rows:,} | {each.action} | {_cell('; '.join(each.examples))} |"
+    yield from (f"\n{remark}" for remark in card.remarks)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "&#124;").replace("\n", " ")
 
 
 def _facts(card: SnapshotCard) -> dict[str, str]:
@@ -65,4 +86,4 @@ def _table(facts: dict[str, str]) -> Iterator[str]:
     yield "| | |"
     yield "|---|---|"
     for title, value in facts.items():
-        yield f"| {title} | {value.replace('|', '&#124;').replace(chr(10), ' ')} |"
+        yield f"| {title} | {_cell(value)} |"

@@ -1,9 +1,8 @@
 """Checks of a recipe's datasets: every row fits its stage, and no held-out prompt is trained on."""
 
-import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import Field
@@ -12,14 +11,17 @@ from models.artifacts import Stage
 from models.contract import Contract
 from models.errors import InputError
 from models.fingerprint import fingerprint
+from models.preparation import Cleaning, RuleCount
 from models.recipe import GRPO, Recipe, Training
 from models.rewards import Reward, Verifier
-from models.sources import DatasetSource
+from models.sources import BaseModelSource, DatasetSource
+from settings.chat_templates import chat_template
+from tasks.base_model_check import locate
 from tasks.data.conversion import Wanted
 from tasks.data.located import what_decides
+from tasks.data.marks import special_tokens
 from tasks.data.preparations import Preparations
 from tasks.data.rows import Role, Row
-from tasks.data.snapshot import read_prompt_ids, read_rows
 
 
 class DatasetCheck(Contract):
@@ -37,6 +39,12 @@ class DatasetCheck(Contract):
     """The format: what was recognised, how it is read, and what of it is left out."""
     unpaired: int = 0
     """Rows left out because nothing was there to make a pair with them."""
+    read: int = 0
+    """Rows of the source."""
+    problems: tuple[RuleCount, ...] = ()
+    """Data rules that rows break, with what becomes of these rows."""
+    remarks: tuple[str, ...] = ()
+    """What was not looked for in all rows."""
     fingerprint: str
     """Of the snapshot that the rows will be frozen as."""
     size_bytes: int
@@ -74,6 +82,11 @@ def training_sections(recipe: Recipe) -> dict[Stage, Training]:
 Rules = tuple[Reward | Verifier, ...]
 
 
+def cleaning_of(recipe: Recipe, max_tokens: int | None = None) -> Cleaning:
+    """What the recipe asks of the rows of a dataset, whose stage takes so many tokens."""
+    return Cleaning(rules=recipe.data_rules, model=recipe.base_model, max_tokens=max_tokens)
+
+
 def _uses(recipe: Recipe) -> Iterator[tuple[str, DatasetSource, Role, Rules]]:
     """Every dataset of the recipe: its place, its source, what it is for, and the rules that read its rows."""
     roles: dict[Stage, Role] = {"sft": "sft", "reward": "preference", "dpo": "preference", "grpo": "prompts"}
@@ -96,7 +109,7 @@ def read_tables(recipe: Recipe, problems: list[str], preparations: Preparations)
     read: dict[str, Table | None] = {}
     tables = {}
     for place, source, role, rules in _uses(recipe):
-        wanted = wanted_rows(source, role, recipe.system_prompt, rules)
+        wanted = wanted_rows(source, role, recipe.system_prompt, rules, cleaning_of(recipe, longest_row(recipe, place)))
         key = fingerprint(what_decides(source, wanted))
         if key not in read:
             read[key] = None
@@ -108,9 +121,45 @@ def read_tables(recipe: Recipe, problems: list[str], preparations: Preparations)
     return tables
 
 
-def wanted_rows(source: DatasetSource, role: Role, system_prompt: str | None, rules: Rules) -> Wanted:
-    """What the rows of a source are to become for their use in a recipe."""
-    return Wanted(role, system_prompt, rules, heldout_share=source.heldout_share, part=source.part)
+def longest_row(recipe: Recipe, place: str) -> int | None:
+    """Most tokens of a row of the dataset at that place of the recipe; none: no limit."""
+    stage, _, key = place.partition(".")
+    return getattr(getattr(recipe, stage), "max_length", None) if key == "dataset" else None
+
+
+def wanted_rows(
+    source: DatasetSource,
+    role: Role,
+    system_prompt: str | None,
+    rules: Rules = (),
+    cleaning: Cleaning | None = None,
+) -> Wanted:
+    """What the rows of a source are to become for their use in a recipe.
+
+    Raises:
+        InputError: the model's tokens are asked for, and it is not there.
+    """
+    wanted = Wanted(role, system_prompt, rules, heldout_share=source.heldout_share, part=source.part)
+    return cleaned_by(wanted, cleaning) if cleaning else wanted
+
+
+def cleaned_by(wanted: Wanted, cleaning: Cleaning) -> Wanted:
+    """Rows with the data rules applied to them; tokens are counted only where a rule asks for it."""
+    given, model = cleaning.rules, cleaning.model
+    wanted = replace(wanted, data_rules=given)
+    if model is None:
+        return wanted
+    tokens = special_tokens(model, whatever_it_takes=given.special_tokens != "keep")
+    wanted = replace(wanted, special_tokens=tokens)
+    measured = cleaning.max_tokens is not None and given.too_long != "keep"
+    return measured_by(wanted, model, cleaning.max_tokens) if measured else wanted
+
+
+def measured_by(wanted: Wanted, model: BaseModelSource, max_tokens: int | None) -> Wanted:
+    """Rows with their tokens counted."""
+    template = chat_template(model.chat_template) if model.chat_template else None
+    place = locate(model)[0]
+    return replace(wanted, tokenizer=Path(place), chat_template=template, max_tokens=max_tokens)
 
 
 def _read_table(place: str, source: DatasetSource, wanted: Wanted, preparations: Preparations) -> Table:
@@ -126,32 +175,11 @@ def _read_table(place: str, source: DatasetSource, wanted: Wanted, preparations:
         duplicates=found.duplicates,
         recognised=found.recognised,
         unpaired=found.unpaired,
+        read=found.read,
+        problems=found.problems,
+        remarks=found.remarks,
         fingerprint=fingerprint(found.identity),
         size_bytes=found.size_bytes,
         longest_rows=found.longest_rows,
     )
     return Table(check, ready.folder)
-
-
-def check_leakage(tables: dict[str, Table], problems: list[str]) -> None:
-    """Refuse held-out rows whose prompt some stage trains on: figures on them would say nothing."""
-    training = {place: table for place, table in tables.items() if place.endswith(".dataset")}
-    for place, heldout in tables.items():
-        if place in training:
-            continue
-        prompts = frozenset(read_prompt_ids(heldout.folder))
-        for other, table in training.items():
-            shared = prompts.intersection(read_prompt_ids(table.folder))
-            if shared:
-                counts = f"{len(shared)} of {len(prompts)} held-out prompts of {heldout.check.path}"
-                problems.append(
-                    f"{place}: {counts} also occur in {other} ({table.check.path}), e.g. "
-                    f"{_example(heldout.folder, shared)}; remove them from one of the two"
-                )
-
-
-def _example(folder: Path, prompts: frozenset[bytes]) -> str:
-    """The last turn of the first row that asks for one of the prompts, shortened."""
-    rows = zip(read_prompt_ids(folder), read_rows(folder), strict=True)
-    row = next(row for prompt, row in rows if prompt in prompts)
-    return reprlib.repr(row["prompt"][-1]["content"].strip())

@@ -6,23 +6,27 @@ This is what worker processes do; it depends on the block and on what is wanted 
 import heapq
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import dataclass, field, replace
+from itertools import compress, islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
+from models.data_rules import DataRules
 from models.errors import InputError
 from models.rewards import Reward, Verifier
+from tasks.data.cleaning import Cleaner, Problem, shortened
 from tasks.data.formats.format import Format
 from tasks.data.identity import DIGEST_BYTES, canonical_line, is_heldout, line_digest, prompt_id
-from tasks.data.problems import RowProblem
 from tasks.data.readers import Block, Row, read_block
 from tasks.data.rows import Role, converted, with_system_prompt
 from tasks.data.snapshot import table_bytes
 from tasks.data.tokens import count_tokens
 
+T = TypeVar("T")
 LONGEST = 8
 """Rows whose tokens are counted: the one with the most characters need not have the most tokens."""
+ENDS = {"sft": ("assistant",), "preference": ("assistant",), "prompts": ("user", "tool")}
+"""Roles that the conversations of rows may end with."""
 _CONVERSATIONS = ("prompt", "completion", "chosen", "rejected")
 
 
@@ -43,22 +47,15 @@ class Wanted:
     form: Format | None = None
     """The format of the source's rows; none: not recognised yet."""
     tokenizer: Path | None = None
-    """A folder with a tokenizer and a chat template, with which tokens are counted."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What is wrong with one row."""
-
-    place: str
-    """File and number of the row; empty where the message names the file as a whole."""
-    rule: str
-    """The rule that it breaks, as `models.data_rules` names it."""
-    message: str
-    """Column, value seen, rule and remedy."""
-
-    def __str__(self) -> str:
-        return f"{self.place}: {self.message}" if self.place else self.message
+    """A folder with a tokenizer and a chat template, or a GGUF file, with which tokens are counted."""
+    chat_template: str | None = None
+    """Takes the place of the tokenizer's own."""
+    max_tokens: int | None = None
+    """Most tokens that the rows' stage takes; none: it has no limit."""
+    data_rules: DataRules = field(default_factory=DataRules)
+    """What becomes of rows that break a rule."""
+    special_tokens: tuple[str, ...] = ()
+    """Of the model that will read the rows."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +78,10 @@ class Portion:
     """Characters and index of the rows with the longest texts, longest first."""
     tokens: "array[int]"
     """Tokens of each row; empty where they are not counted."""
+    places: tuple[str, ...] = ()
+    """File and number of each row; empty of rows that were made of several."""
     problems: tuple[Problem, ...] = ()
-    """Rows that cannot be used."""
+    """Rules that rows break, with what becomes of these rows."""
     uncombined: tuple[Row, ...] = ()
     """Rows of which pairs are to be made once all are there; they are not among the rows above."""
     failure: str = ""
@@ -111,30 +110,46 @@ def convert(block: Block, wanted: Wanted, most: int | None = None) -> Portion:
     form = wanted.form
     if form is None:
         raise ValueError("the format of the rows has to be recognised before they are converted")
-    rows, problems, read, failure = [], [], 0, ""
+    cleaner = Cleaner(wanted.data_rules, wanted.special_tokens, ENDS[wanted.role])
+    rows: list[Row] = []
+    places: list[str] = []
+    read, failure = 0, ""
     try:
         for place, entry in islice(read_block(block), most):
             read += 1
-            try:
-                rows.append(converted(entry, form, wanted.rules))
-            except InputError as error:
-                rule = error.rule if isinstance(error, RowProblem) else "wrong_type"
-                problems.append(Problem(place, rule, str(error)))
+            row = cleaner.cleaned(place, entry, lambda given: converted(given, form, wanted.rules))
+            if row is not None:
+                rows.append(row)
+                places.append(place)
     except InputError as error:
         failure = str(error)
     apart = tuple(rows) if form.combine else ()
-    portion = portion_of([] if apart else rows, wanted)
-    return replace(portion, read=read, problems=tuple(problems), failure=failure, uncombined=apart)
+    portion = portion_of([] if apart else rows, wanted, () if apart else places)
+    problems = (*cleaner.problems, *portion.problems)
+    return replace(portion, read=read, problems=problems, failure=failure, uncombined=apart)
 
 
-def portion_of(rows: Sequence[Row], wanted: Wanted) -> Portion:
-    """Rows in normal form with the system prompt, those of the other side of a split left out."""
+def portion_of(rows: Sequence[Row], wanted: Wanted, places: Sequence[str] = ()) -> Portion:
+    """Rows in normal form with the system prompt, those of the other side of a split left out.
+
+    Args:
+        rows: In normal form.
+        wanted: What they are to become.
+        places: File and number of each; none: they were made of several.
+    """
     rows = [with_system_prompt(row, wanted.system_prompt) for row in rows]
+    places = places or [""] * len(rows)
     prompts, accepted = [prompt_id(row) for row in rows], len(rows)
     if wanted.part != "all":
         kept = [is_heldout(prompt, wanted.heldout_share) == (wanted.part == "heldout") for prompt in prompts]
-        rows = [row for row, keep in zip(rows, kept, strict=True) if keep]
-        prompts = [prompt for prompt, keep in zip(prompts, kept, strict=True) if keep]
+        rows, prompts, places = _those(kept, rows), _those(kept, prompts), _those(kept, places)
+    tokens = count_tokens(rows, wanted.tokenizer, wanted.chat_template) if wanted.tokenizer else []
+    problems = _too_long(rows, tokens, places, wanted)
+    if problems and wanted.data_rules.too_long != "keep":
+        kept = [length <= (wanted.max_tokens or length) for length in tokens]
+        rows, prompts, places = _those(kept, rows), _those(kept, prompts), _those(kept, places)
+        tokens = _those(kept, tokens)
+        accepted -= len(problems)
     lines = [canonical_line(row) for row in rows]
     return Portion(
         read=accepted,
@@ -144,8 +159,24 @@ def portion_of(rows: Sequence[Row], wanted: Wanted) -> Portion:
         digests=b"".join(line_digest(line) for line in lines),
         table=table_bytes(rows, prompts, wanted.role),
         longest=_longest(rows),
-        tokens=array("Q", count_tokens(rows, wanted.tokenizer) if wanted.tokenizer else ()),
+        tokens=array("Q", tokens),
+        places=tuple(places),
+        problems=tuple(problems),
     )
+
+
+def _those(kept: Sequence[bool], values: Sequence[T]) -> list[T]:
+    return list(compress(values, kept))
+
+
+def _too_long(rows: Sequence[Row], tokens: Sequence[int], places: Sequence[str], wanted: Wanted) -> list[Problem]:
+    limit, action = wanted.max_tokens, wanted.data_rules.too_long
+    remedy = "shorten it, or raise max_length"
+    return [
+        Problem(place, "too_long", f"the row has {length} tokens; its stage takes {limit}; {remedy}", action, shown)
+        for place, length, shown in zip(places, tokens, map(shortened, rows), strict=False)
+        if limit is not None and length > limit
+    ]
 
 
 def _longest(rows: Sequence[Row]) -> tuple[tuple[int, int], ...]:

@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path
 
+from models.data_rules import Action, Rule
 from models.errors import InputError
 from models.preparation import Prepared, TokenStatistics
-from tasks.data.conversion import LONGEST, Portion, Problem, Wanted
+from tasks.data.cleaning import SHORTENED, Problem
+from tasks.data.conversion import LONGEST, Portion, Wanted
+from tasks.data.left_out import Findings
 from tasks.data.lines import Row
-from tasks.data.rows import summary
+from tasks.data.repeats import Repeats
 from tasks.data.snapshot import Writer
-
-_KEPT_PROBLEMS = 1000
 
 
 @dataclass
@@ -39,10 +40,6 @@ class Gathering:
     """Size of the rows' canonical JSON."""
     unpaired: int = 0
     """Rows left out because nothing was there to make a pair with them."""
-    problem_count: int = 0
-    """Rows that cannot be used."""
-    problems: list[Problem] = field(default_factory=list)
-    """The first of them."""
     tokens: "array[int]" = field(default_factory=lambda: array("Q"))
     """Tokens of each row; empty where they are not counted."""
 
@@ -50,15 +47,18 @@ class Gathering:
         self._writer = Writer(self.folder, self.wanted.role)
         self._sha256 = hashlib.sha256()
         self._longest: list[tuple[int, int, bytes]] = []
-        self._accepted = 0
+        self._other_side = 0
+        self.findings = Findings(self.folder, self.wanted.data_rules)
+        self.repeats: Repeats | None = Repeats(self.wanted.data_rules, self.wanted.role)
 
     def take(self, portion: Portion) -> None:
         """Add a portion's rows, save those that are there already."""
         self.read += portion.read
-        self._accepted += portion.accepted
-        for problem in portion.problems:
-            self.note(problem)
-        keep = [self._is_new(digest) for digest in portion.row_digests()]
+        self._other_side += portion.accepted - portion.rows
+        self.findings.note(*portion.problems)
+        places = portion.places or ("rows made of several",) * portion.rows
+        rows = zip(places, portion.row_digests(), _lines(portion), strict=True)
+        keep = [self._is_kept(*row) for row in rows]
         kept = sum(keep)
         self._note_longest(portion, keep)
         whole = kept == portion.rows
@@ -68,41 +68,57 @@ class Gathering:
         self._writer.add(portion.table, sizes, None if whole else keep)
         self.tokens.extend(compress(portion.tokens, keep))
         self.rows += kept
-        self.duplicates += portion.rows - kept
         self.size_bytes += sum(sizes)
 
-    def note(self, problem: Problem) -> None:
-        """Add a problem; of many, the first are kept."""
-        self.problem_count += 1
-        if len(self.problems) < _KEPT_PROBLEMS:
-            self.problems.append(problem)
+    def note(self, message: str) -> None:
+        """Add what is wrong with a file as a whole."""
+        self.findings.note(Problem("", "wrong_type", message))
 
     def finish(self) -> Prepared:
         """Complete the file and say what it holds.
 
         Raises:
-            InputError: there were problems; the message gives the first three and the number of further ones.
+            InputError: there were problems that end the run; the message gives the first three of each rule and the
+                number of further ones.
         """
         self._writer.close()
-        if self.problem_count:
-            raise InputError(summary([str(each) for each in self.problems], self.problem_count, self.read))
+        refusal = self.findings.refusal(self.read)
+        if refusal:
+            raise InputError(refusal)
         return Prepared(
             rows=self.rows,
             read=self.read,
             duplicates=self.duplicates,
             unpaired=self.unpaired,
             recognised=self.wanted.form.sentence if self.wanted.form else "",
-            other_side=self._accepted - self.rows - self.duplicates,
+            problems=self.findings.counts,
+            remarks=tuple(filter(None, (self.repeats.remark,) if self.repeats else ())),
+            other_side=self._other_side,
             rows_sha256=self._sha256.hexdigest(),
             size_bytes=self.size_bytes,
             longest_rows=tuple(map(_parsed, sorted(self._longest, reverse=True))),
-            tokens=token_statistics(self.tokens),
+            tokens=token_statistics(self.tokens, self.wanted.max_tokens),
         )
 
-    def _is_new(self, digest: bytes) -> bool:
-        before = len(self.seen)
+    def _is_kept(self, place: str, digest: bytes, line: bytes) -> bool:
+        """Whether a row is kept, given all before it; what it breaks is noted."""
+        actions = [self._told(place, line, *found) for found in self._repeated(digest, line)]
+        if "drop" in actions or "error" in actions:
+            return False
         self.seen.setdefault(digest)
-        return len(self.seen) > before
+        return True
+
+    def _repeated(self, digest: bytes, line: bytes) -> Iterator[tuple[Rule, str]]:
+        if digest in self.seen:
+            yield "duplicate", "an earlier row is the same; rows should differ; keep one"
+        elif self.repeats and self.repeats.are_looked_for:
+            yield from self.repeats.of(line)
+
+    def _told(self, place: str, line: bytes, rule: Rule, message: str) -> Action:
+        action = self.wanted.data_rules.of(rule)
+        self.duplicates += rule == "duplicate" and action == "drop"
+        self.findings.note(Problem(place, rule, message, action, line[:SHORTENED].decode(errors="ignore")))
+        return action
 
     def _note_longest(self, portion: Portion, keep: list[bool]) -> None:
         for size, index in portion.longest:
@@ -125,11 +141,21 @@ def _lines(portion: Portion) -> Iterator[bytes]:
         start += size
 
 
-def token_statistics(tokens: "array[int]") -> TokenStatistics | None:
-    """Summary of the tokens of all rows; none where none were counted."""
+def token_statistics(tokens: "array[int]", limit: int | None = None) -> TokenStatistics | None:
+    """Summary of the tokens of all rows, and what a limit would cost; none where none were counted."""
     if not tokens:
         return None
     ordered = sorted(tokens)
     count, total = len(ordered), sum(ordered)
-    middle, high = ordered[(count - 1) // 2], ordered[(99 * count - 1) // 100]
-    return TokenStatistics(total=total, mean=total / count, median=middle, p99=high, longest=ordered[-1])
+    over = [length for length in ordered if limit is not None and length > limit]
+    return TokenStatistics(
+        total=total,
+        mean=total / count,
+        median=ordered[(count - 1) // 2],
+        p99=ordered[(99 * count - 1) // 100],
+        longest=ordered[-1],
+        limit=limit,
+        rows_over=len(over),
+        tokens_cut=sum(over) - len(over) * (limit or 0),
+        tokens_dropped=sum(over),
+    )

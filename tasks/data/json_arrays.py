@@ -12,6 +12,8 @@ from tasks.data.lines import decoded, json_type, shown_names
 WHOLE_BYTES = 32 << 20
 """An array up to this size is parsed at once, which gives the better messages."""
 _REMEDY = "a JSON file holds an array of objects, correct it"
+_OF_ONE_ROW = frozenset({"messages", "conversations", "prompt", "instruction", "question", "chosen"})
+"""Columns by which a file that is one object is known as one row."""
 _SPACE = " \t\r\n"
 
 
@@ -19,7 +21,7 @@ def array_members(stream: BinaryIO, file: Path) -> Iterator[object]:
     """Each member of the array that the file is; none of a file without content.
 
     Raises:
-        InputError: it is not valid JSON in UTF-8, or no array.
+        InputError: it is not valid JSON in UTF-8, or neither an array nor a row.
     """
     start = stream.read(WHOLE_BYTES)
     further = stream.read(1)
@@ -42,6 +44,8 @@ def _parsed(content: str, file: Path) -> list[object]:
         raise InputError(f"{file}: unreadable JSON ({str(error).split(';')[0]}); {_REMEDY}") from None
     if isinstance(value, list):
         return value
+    if isinstance(value, dict) and not _OF_ONE_ROW.isdisjoint(value):
+        return [value]
     seen = f"one object with the keys {shown_names(list(value))}" if isinstance(value, dict) else json_type(value)
     raise InputError(f"{file}: the file is {seen}; {_REMEDY}")
 

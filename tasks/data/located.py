@@ -14,7 +14,14 @@ from tasks.data.conversion import Wanted
 from tasks.data.sources import is_on_hub, local_files
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_CODE = ("tasks/data", "tasks/core/verifiers", "tasks/core/columns.py", "models/fingerprint.py", "models/sources.py")
+_CODE = (
+    "tasks/data",
+    "tasks/core/verifiers",
+    "tasks/core/columns.py",
+    "models/fingerprint.py",
+    "models/sources.py",
+    "models/data_rules.py",
+)
 """What decides how a source becomes rows."""
 
 
@@ -71,7 +78,9 @@ def what_decides(source: DatasetSource, wanted: Wanted) -> dict[str, Any]:
         "role": wanted.role,
         "system_prompt": wanted.system_prompt,
         "rules": [rule.model_dump(mode="json") for rule in wanted.rules],
-        "tokenizer": str(wanted.tokenizer or ""),
+        "tokenizer": [str(wanted.tokenizer or ""), wanted.chat_template, wanted.max_tokens],
+        "data_rules": wanted.data_rules.model_dump(mode="json"),
+        "special_tokens": wanted.special_tokens,
     }
 
 

@@ -18,6 +18,7 @@ from models.sources import DatasetSource, MixturePart
 from tasks.data.conversion import Wanted, portion_of
 from tasks.data.gathering import Gathering
 from tasks.data.identity import canonical_line
+from tasks.data.left_out import merged
 from tasks.data.preparing import PORTION_ROWS, Manner, gather, none_left
 from tasks.data.snapshot import read_rows
 
@@ -60,6 +61,7 @@ def mix(
         raise none_left(source.label, wanted)
     counts = _counts(source, [len(part.digests) for part in parts])
     mixed = Gathering(folder, replace(wanted, part="all", tokenizer=None))
+    mixed.repeats = None
     buckets = 1 + sum(part.prepared.size_bytes for part in parts) // _BUCKET_BYTES
     for bucket in _spread(parts, [count.rows for count in counts], folder, buckets):
         _take(bucket, mixed)
@@ -68,7 +70,10 @@ def mix(
         for key in ("read", "duplicates", "unpaired", "other_side")
     }
     told = "; ".join(f"{count.source}: {part.prepared.recognised}" for count, part in zip(counts, parts, strict=True))
-    return mixed.finish().model_copy(update={**sums, "recognised": told, "parts": counts})
+    found = merged([part.gathered.findings for part in parts], folder)
+    remarks = tuple(f"{part.asked.path}: {remark}" for part in parts for remark in part.prepared.remarks)
+    more = {"recognised": told, "parts": counts, "problems": found.counts, "remarks": remarks}
+    return mixed.finish().model_copy(update=sums | more)
 
 
 def _gathered(
@@ -77,6 +82,7 @@ def _gathered(
     """Each part's rows, in a folder of its own; a row that an earlier part has counts as its duplicate."""
     seen: dict[bytes, None] = {}
     problems = []
+    wanted = replace(wanted, data_rules=wanted.data_rules.model_copy(update={"duplicate": "drop"}))
     for number, (asked, own) in enumerate(zip(source.mixture, files, strict=True)):
         place = folder / f"part-{number}"
         place.mkdir()

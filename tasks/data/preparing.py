@@ -14,7 +14,7 @@ from pathlib import Path
 from models.errors import InputError
 from models.preparation import Prepared
 from models.sources import RowSource
-from tasks.data.conversion import Portion, Problem, Wanted, portion_of
+from tasks.data.conversion import Portion, Wanted, portion_of
 from tasks.data.formats.format import Format
 from tasks.data.formats.reading import Paired, Role
 from tasks.data.gathering import Gathering
@@ -75,7 +75,7 @@ def gather(source: RowSource, files: Sequence[Path], gathering: Gathering, manne
     try:
         form = _recognised(source, files, gathering.wanted.role)
     except InputError as error:
-        gathering.note(Problem("", "wrong_type", str(error)))
+        gathering.note(str(error))
         return gathering
     wanted = gathering.wanted = replace(gathering.wanted, form=form)
     count = _workers(files, wanted) if manner.workers is None else manner.workers
@@ -87,8 +87,8 @@ def gather(source: RowSource, files: Sequence[Path], gathering: Gathering, manne
                 uncombined.extend(portion.uncombined)
                 manner.on_progress(gathering.read)
         except InputError as error:
-            gathering.note(Problem("", "wrong_type", str(error)))
-    if form.combine and not gathering.problem_count:
+            gathering.note(str(error))
+    if form.combine and not gathering.findings.whole:
         _combine(form.combine(uncombined), gathering)
     return gathering
 

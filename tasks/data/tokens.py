@@ -11,10 +11,16 @@ from typing import Any
 from tasks.data.lines import Row
 
 
-def count_tokens(rows: Sequence[Row], tokenizer: Path) -> list[int]:
-    """Tokens of each row: of its prompt with the longest reply to it, or of the prompt alone where it has none."""
+def count_tokens(rows: Sequence[Row], tokenizer: Path, chat_template: str | None = None) -> list[int]:
+    """Tokens of each row: of its prompt with the longest reply to it, or of the prompt alone where it has none.
+
+    Args:
+        rows: In normal form.
+        tokenizer: A folder with a tokenizer, or a GGUF file.
+        chat_template: Takes the place of the tokenizer's own.
+    """
     texts = [list(_conversations(row)) for row in rows]
-    loaded = _load(tokenizer)
+    loaded = load_tokenizer(tokenizer, chat_template)
     rendered = [_render(loaded, turns) for each in texts for turns in each]
     encoded = loaded.backend_tokenizer.encode_batch_fast(rendered, add_special_tokens=False)
     lengths = iter([len(one) for one in encoded])
@@ -22,10 +28,16 @@ def count_tokens(rows: Sequence[Row], tokenizer: Path) -> list[int]:
 
 
 @cache
-def _load(tokenizer: Path) -> Any:
+def load_tokenizer(tokenizer: Path, chat_template: str | None = None) -> Any:
+    """The tokenizer of a folder or of a GGUF file, with a chat template in place of its own."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(tokenizer)
+    if tokenizer.suffix == ".gguf":
+        loaded = AutoTokenizer.from_pretrained(tokenizer.parent, gguf_file=tokenizer.name)
+    else:
+        loaded = AutoTokenizer.from_pretrained(tokenizer)
+    loaded.chat_template = chat_template or loaded.chat_template
+    return loaded
 
 
 def _conversations(row: Row) -> Iterator[list[Row]]:

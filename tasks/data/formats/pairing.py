@@ -145,7 +145,7 @@ def labelled_sides(row: Row, pair: tuple[str, str], label: str) -> tuple[Side, S
     counted = Counter(_vote(vote, pair, label) for vote in votes)
     if counted[0] == counted[1]:
         seen = f"neither reply is better by {shown(row[label])}"
-        raise problem(label, seen, "a pair needs a preference", "remove the row", "equal_pair")
+        raise problem(label, seen, "a pair needs a preference", "remove the row", "tie")
     better, worse = pair if counted[0] > counted[1] else pair[::-1]
     return (row[better], better), (row[worse], worse)
 
@@ -173,7 +173,7 @@ def scored_sides(row: Row, responses: str, scores: str, highest_is_best: bool) -
     high, low = numbers.index(max(numbers)), numbers.index(min(numbers))
     if high == low:
         rule = "the best and the worst need different numbers"
-        raise problem(scores, f"got {shown(numbers)}", rule, "remove the row", "equal_pair")
+        raise problem(scores, f"got {shown(numbers)}", rule, "remove the row", "tie")
     best, worst = (high, low) if highest_is_best else (low, high)
     return (replies[best], f"{responses}[{best}]"), (replies[worst], f"{responses}[{worst}]")
 

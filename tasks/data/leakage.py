@@ -1,0 +1,91 @@
+"""Held-out rows that are trained on: the same prompts, and longer runs of the same words."""
+
+import reprlib
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from models.data_rules import DataRules
+from tasks.data.checking import Table
+from tasks.data.repeats import spoken
+from tasks.data.snapshot import read_prompt_ids, read_rows
+
+LOOKED_AT = 20_000
+"""Rows of each dataset in which runs of words are looked for where what is found is kept anyway."""
+_RUN_WORDS = 13
+"""As for GPT-3 (Brown et al. 2020, arXiv 2005.14165, appendix C)."""
+_COMMON_ROWS = 5
+"""A run in more held-out rows than that is their common instruction, which training rows may well have."""
+Run = tuple[str, ...]
+
+
+def check_leakage(tables: dict[str, Table], rules: DataRules, problems: list[str]) -> list[str]:
+    """Look for held-out rows in what stages train on: figures on these would say nothing.
+
+    Args:
+        tables: The checked datasets by their place in the recipe.
+        rules: Whether leaks end the run.
+        problems: Gets those that do.
+
+    Returns:
+        Those that do not.
+    """
+    notes: list[str] = []
+    training = {place: table for place, table in tables.items() if place.endswith(".dataset")}
+    heldout = {place: table for place, table in tables.items() if place not in training}
+    for place, table in heldout.items():
+        told = problems if rules.leak == "error" else notes
+        told += _same_prompts(place, table, training)
+    told = problems if rules.near_leak == "error" else notes
+    told += _same_words(heldout, training, None if rules.near_leak == "error" else LOOKED_AT)
+    return notes
+
+
+def _same_prompts(place: str, heldout: Table, training: dict[str, Table]) -> Iterator[str]:
+    prompts = frozenset(read_prompt_ids(heldout.folder))
+    for other, table in training.items():
+        shared = prompts.intersection(read_prompt_ids(table.folder))
+        if shared:
+            counts = f"{len(shared)} of {len(prompts)} held-out prompts of {heldout.check.path}"
+            yield (
+                f"{place}: {counts} also occur in {other} ({table.check.path}), e.g. "
+                f"{_example(heldout.folder, shared)}; remove them from one of the two"
+            )
+
+
+def _example(folder: Path, prompts: frozenset[bytes]) -> str:
+    """The last turn of the first row that asks for one of the prompts, shortened."""
+    rows = zip(read_prompt_ids(folder), read_rows(folder), strict=True)
+    row = next(row for prompt, row in rows if prompt in prompts)
+    return reprlib.repr(row["prompt"][-1]["content"].strip())
+
+
+def _same_words(heldout: dict[str, Table], training: dict[str, Table], most: int | None) -> Iterator[str]:
+    """What to say of each training set that shares runs of words with held-out rows of other prompts."""
+    counted: Counter[Run] = Counter()
+    for folder in {table.folder for table in heldout.values()}:
+        for row in islice(read_rows(folder), most):
+            counted.update(_runs(spoken(row)))
+    runs = {run for run, rows in counted.items() if rows <= _COMMON_ROWS}
+    prompts = {prompt for table in heldout.values() for prompt in read_prompt_ids(table.folder)}
+    for place, table in training.items() if runs else ():
+        rows = zip(read_prompt_ids(table.folder), read_rows(table.folder), strict=True)
+        shared = [
+            found
+            for prompt, row in islice(rows, most)
+            if prompt not in prompts and (found := _runs(spoken(row)) & runs)
+        ]
+        if shared:
+            example = reprlib.repr(" ".join(min(shared[0])))
+            more = f" of the first {most:,}" if most and table.check.rows > most else ""
+            yield (
+                f"{place}: {len(shared)} rows{more} share {_RUN_WORDS} words in a row with held-out rows, e.g. "
+                f"{example}; look whether they give answers away"
+            )
+
+
+def _runs(text: str) -> set[Run]:
+    """Every run of so many words of a text, in lower case."""
+    words = text.lower().split()
+    return set(zip(*(words[start:] for start in range(_RUN_WORDS)), strict=False))
