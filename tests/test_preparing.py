@@ -38,7 +38,8 @@ DATA: list[dict[str, Any]] = [
 
 def preparing() -> list[psutil.Process]:
     """The processes of this one that prepare rows; other tests leave a server of processes behind."""
-    return [child for child in psutil.Process().children() if "tasks.data.worker" in child.cmdline()]
+    living = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    return [child for child in living if "tasks.data.worker" in child.cmdline()]
 
 
 def packed_zstd(content: bytes) -> bytes:
