@@ -38,7 +38,8 @@ def up(arguments: Namespace) -> int:
             _prepare(client, operations)
             started = start_worker(operations)
             print(f"worker: {_how(operations.worker, started)}")
-            _notify(client, operations)
+            if not operations.elsewhere:
+                _notify(client, operations)
     print(f"\nopen {operations.api.removesuffix('/api')}, or let commands report there:")
     print(f"  export PREFECT_API_URL={operations.api}")
     if operations.auth_string:
@@ -125,8 +126,11 @@ def _prepare(client: "SyncPrefectClient", operations: "Operations") -> None:
 
     if ensure_pool(client):
         _say("created the work pool")
+    if operations.elsewhere:
+        print("deployments, automations: left as they are, to the machine of the server (`prefect deploy --all` there)")
+        return
     _say("looking at the deployments")
-    deployed = deploy(client, operations)
+    deployed = deploy(client, operations, _say)
     print(f"deployments: {', '.join(wanted_deployments(operations.root))}{' (as before)' * (not deployed)}")
 
 
@@ -154,11 +158,19 @@ def _connected(operations: "Operations") -> "Iterator[SyncPrefectClient]":
 @contextmanager
 def _alone(operations: "Operations") -> Iterator[None]:
     """While this is open, no other `align up` or `down` starts or stops the same services."""
-    from filelock import FileLock
+    from filelock import FileLock, Timeout
 
     operations.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(operations.folder / "lock"):
+    lock = FileLock(operations.folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        _say("another `align up` or `align down` is at work; waiting for it")
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _how(service: "Service", started: bool) -> str:

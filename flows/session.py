@@ -17,6 +17,8 @@ PREFECT_DEFAULTS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     # The first start on a new machine sets up a database and compiles every module.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300",
+    # Seconds between two signs of life: a server's automation takes a run for dead that is silent for 180.
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     "PREFECT_LOGGING_LEVEL": "CRITICAL",  # this command tells of errors itself, once
     "PREFECT_CLIENT_MAX_RETRIES": "4",  # half a minute for each call: time enough for a server to restart
     "PYTHONWARNINGS": "ignore:resource_tracker",  # of the fork server's own locks, when a run is cut short

@@ -24,8 +24,8 @@ SECONDS_OF_SILENCE = 180
 _FLOWS = ["align", "retrain"]
 """Flows whose failures people are told of; other flow runs are started by people who look on."""
 _HEARTBEAT = "prefect.flow-run.heartbeat"
-_ENDS = ("Completed", "Failed", "Crashed", "Cancelled", "TimedOut", "Suspended", "Scheduled", "AwaitingRetry")
-"""States in which a flow run has no process, by the names that end their events."""
+_WITH_PROCESS = ["align", "retrain", "evaluate", "compare", "reproduce"]
+"""Flows that are at work as long as they run; one that asks a person has no process while it waits."""
 _LINK = "{% if flow_run %}\n\nFlow run: {{ flow_run|ui_url }}{% endif %}"
 _REPORT = "{% if event.payload.report %}\nReport: {{ event.payload.report }}{% endif %}"
 
@@ -75,8 +75,9 @@ def zombie_automation(silence_seconds: int = SECONDS_OF_SILENCE) -> AutomationCo
     """What marks a flow run Crashed whose process is gone without a word, as after a loss of power."""
     trigger = EventTrigger(
         after={_HEARTBEAT},
-        expect={_HEARTBEAT, *(f"prefect.flow-run.{name}" for name in _ENDS)},
+        expect={"prefect.flow-run.*"},  # the next heartbeat or any state, whose event is called as the state is
         match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
+        match_related=ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": _WITH_PROCESS}),
         for_each={"prefect.resource.id"},
         posture=Posture.Proactive,
         within=timedelta(seconds=silence_seconds),

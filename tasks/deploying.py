@@ -3,13 +3,14 @@
 import hashlib
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import yaml
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import VariableCreate, VariableUpdate, WorkPoolCreate
 from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
+from prefect.client.schemas.objects import DeploymentSchedule
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
@@ -38,9 +39,17 @@ def ensure_pool(client: SyncPrefectClient) -> bool:
 def deployments_version(root: Path) -> str:
     """Digest of everything that the deployments on a server depend on: their file, forms, recipes and folder."""
     digest = hashlib.sha256(str(root).encode())
-    for path in (root / DEPLOYMENTS_FILE, *(path for files in _MADE_FROM for path in sorted(root.glob(files)))):
+    named = [root / recipe for recipe in _recipes(root) if (root / recipe).is_file()]
+    made_from = [path for files in _MADE_FROM for path in sorted(root.glob(files))]
+    for path in (root / DEPLOYMENTS_FILE, *made_from, *named):
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def _recipes(root: Path) -> Iterator[str]:
+    """What `prefect.yaml` names as recipes: files, or names of shipped ones."""
+    for step in yaml.safe_load((root / DEPLOYMENTS_FILE).read_text()).get("build") or ():
+        yield from (str(options["recipe"]) for options in step.values() if "recipe" in options)
 
 
 def wanted_deployments(root: Path) -> list[str]:
@@ -70,7 +79,7 @@ def is_deployed(client: SyncPrefectClient, root: Path) -> bool:
     return bool(told and told.value == deployments_version(root) and there >= {*wanted_deployments(root)})
 
 
-def deploy(client: SyncPrefectClient, operations: Operations) -> bool:
+def deploy(client: SyncPrefectClient, operations: Operations, say: Callable[[str], None]) -> bool:
     """Deploy what the server does not have in this version; whether that was needed.
 
     Raises:
@@ -91,7 +100,7 @@ def deploy(client: SyncPrefectClient, operations: Operations) -> bool:
     if done.returncode:
         said = "\n".join((done.stdout + done.stderr).strip().splitlines()[-12:])
         raise StageError(f"`prefect deploy --all` failed in {operations.root}:\n{said}")
-    _restore(client, switched)
+    _restore(client, switched, say)
     version = deployments_version(operations.root)
     if client.read_variable_by_name(_VARIABLE):
         client.update_variable(VariableUpdate(name=_VARIABLE, value=version))
@@ -100,18 +109,28 @@ def deploy(client: SyncPrefectClient, operations: Operations) -> bool:
     return True
 
 
-def _switches(deployments: list[DeploymentResponse]) -> Iterator[tuple[tuple[str, str], bool]]:
-    """Each schedule, known by its deployment and what it says, and whether it is on."""
+def _switches(deployments: list[DeploymentResponse]) -> Iterator[tuple[tuple[str, str], DeploymentSchedule]]:
+    """Each schedule, known by its deployment and its own name."""
     for deployment in deployments:
         for schedule in deployment.schedules:
-            yield (full_name(deployment), schedule.schedule.model_dump_json(exclude={"anchor_date"})), schedule.active
+            yield (full_name(deployment), schedule.slug or _text(schedule)), schedule
 
 
-def _restore(client: SyncPrefectClient, switched: dict[tuple[str, str], bool]) -> None:
-    """Switch schedules as people had switched them: deploying switches them as the file says."""
+def _text(schedule: DeploymentSchedule) -> str:
+    return schedule.schedule.model_dump_json(exclude={"anchor_date"})
+
+
+def _restore(
+    client: SyncPrefectClient, before: dict[tuple[str, str], DeploymentSchedule], say: Callable[[str], None]
+) -> None:
+    """Switch schedules as people had switched them: deploying switches them as the file says.
+
+    When a schedule is due, the file says; where people had changed that, they are told.
+    """
     for deployment in read_deployments(client):
         for schedule in deployment.schedules:
-            key = (full_name(deployment), schedule.schedule.model_dump_json(exclude={"anchor_date"}))
-            before = switched.get(key, schedule.active)
-            if before != schedule.active:
-                client.update_deployment_schedule(deployment.id, schedule.id, active=before)
+            known = before.get((full_name(deployment), schedule.slug or _text(schedule)))
+            if known and known.active != schedule.active:
+                client.update_deployment_schedule(deployment.id, schedule.id, active=known.active)
+            if known and _text(known) != _text(schedule):
+                say(f"{full_name(deployment)} is due as {DEPLOYMENTS_FILE} says: {_text(schedule)}, not {_text(known)}")

@@ -148,7 +148,10 @@ def start_server(operations: Operations, say: Say) -> bool:
         InputError: the port is taken, or the server that the user has named does not answer.
         StageError: the server has died, or does not answer in time.
     """
-    if operations.server.process():
+    command = [sys.executable, "-m", "prefect", "server", "start"]
+    command += ["--host", operations.host, "--port", str(operations.port)]
+    if running := operations.server.process():
+        _refuse_other_address(running, command)
         _await_api(operations, say)
         return False
     if operations.environment.get("PREFECT_API_URL") and answers(operations.api):
@@ -159,7 +162,6 @@ def start_server(operations: Operations, say: Say) -> bool:
         )
     _refuse_taken_port(operations)
     say(f"starting the server at {operations.own_url}; the first start takes half a minute")
-    command = [sys.executable, "-m", "prefect", "server", "start"]
     told = {"PREFECT_UI_URL": operations.own_url} | operations.environment
     operations.server.start(command, told, operations.root)
     _await_api(operations, say)
@@ -187,6 +189,14 @@ def answers(api: str) -> bool:
         response = httpx.get(f"{api}/health", timeout=5)
         return response.status_code == httpx.codes.UNAUTHORIZED or response.text.strip() == "true"
     return False
+
+
+def _refuse_other_address(running: psutil.Process, command: list[str]) -> None:
+    """Raise an error where our server runs at another address than the settings say now."""
+    if (others := running.cmdline())[-4:] != command[-4:]:
+        runs, says = " ".join(others[-4:]), " ".join(command[-4:])
+        remedy = "`align down` first, or set PREFECT_SERVER_API_HOST and PREFECT_SERVER_API_PORT as they were"
+        raise InputError(f"the server (process {running.pid}) runs with {runs}, but the settings say {says}; {remedy}")
 
 
 def _await_api(operations: Operations, say: Say) -> None:

@@ -48,8 +48,8 @@ class Printed:
         if self._clock() - self._since >= SECONDS:
             self.close()
             self._since = self._clock()
-        self._lines += level > logging.DEBUG
-        if self._lines <= MOST_LINES:
+        self._lines += logging.DEBUG < level < logging.ERROR
+        if self._lines <= MOST_LINES or level >= logging.ERROR:
             self._tell(level, text)
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from prefect.artifacts import create_image_artifact, create_markdown_artifact, c
 from models.artifacts import Manifest
 from models.run import RunRecord
 from tasks.events import tell
+from tasks.gate import closed_by
 from tasks.lineage import ancestry
 from tasks.reporting.lineage_page import render_drawing
 from tasks.reporting.page import LINEAGE_PAGE
@@ -55,8 +56,7 @@ def _tell(run: RunRecord, path: Path) -> None:
     """The run's end and a closed gate, as events that automations pass on."""
     publish(tell, "align.run.completed", run.id, f"run {run.id} is complete: {verdict(run)}", report=str(path))
     if run.gate and not run.gate.passed:
-        failed = "; ".join(f"{each.condition}: {each.found}" for each in run.gate.conditions if not each.passed)
-        message = f"the gate of run {run.id} is closed for {run.gate.checkpoint}: {failed}"
+        message = f"the gate of run {run.id} is closed for {run.gate.checkpoint}: {closed_by(run.gate)}"
         publish(tell, "align.gate.closed", run.id, message, checkpoint=run.gate.checkpoint, report=str(path))
 
 
