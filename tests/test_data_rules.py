@@ -44,6 +44,7 @@ BROKEN: list[tuple[Role, Row | str, Rule, str]] = [
     ("sft", sft(prompt=None), "missing", "column 'prompt': got null"),
     ("sft", sft(completion=None), "missing", "column 'completion': got null"),
     ("sft", {}, "missing", "column 'prompt': it is missing"),
+    ("prompts", '{"prompt": "q", "x": ' + "[" * 800 + "]" * 800 + "}", "wrong_type", "cannot be converted"),
     ("sft", sft(prompt=5), "wrong_type", "column 'prompt': got 5"),
     ("sft", sft(completion=True), "wrong_type", "column 'completion': got True"),
     ("sft", sft(completion=1.5), "wrong_type", "column 'completion': got 1.5"),

@@ -17,6 +17,7 @@ from tasks.data.formats.recognition import recognise
 from tasks.data.problems import RowProblem
 from tasks.data.readers import Row
 from tasks.data.rows import CheckedRows, check_rows, digest
+from tasks.data.turns import Message
 from tests.forms import demonstrations, preferences, prompts
 from tests.forms.broken import BROKEN
 from tests.forms.choices import AMBIGUOUS, MAPPED, UNKNOWN
@@ -77,6 +78,63 @@ def test_every_format_has_an_example() -> None:
 def test_columns_decide_and_not_the_order_of_rows() -> None:
     rows: list[Row] = [{"question": "a", "answer": ""}, {"question": "b", "answer": "1\n#### 1"}]
     assert known(rows, "prompts").key == known(rows[::-1], "prompts").key == "gsm8k"
+
+
+LATER: dict[str, tuple[Role, Row, Row, list[Message]]] = {
+    "input, empty so far": (
+        "sft",
+        {"instruction": "a", "input": "", "output": "b"},
+        {"instruction": "a", "input": "x", "output": "b"},
+        said("a\n\nx"),
+    ),
+    "input, not there so far": (
+        "sft",
+        {"instruction": "a", "output": "b"},
+        {"instruction": "a", "input": "x", "output": "b"},
+        said("a\n\nx"),
+    ),
+    "input where others have a context": (
+        "prompts",
+        {"instruction": "a", "context": "c", "input": None},
+        {"instruction": "a", "context": "", "input": "x"},
+        said("a\n\nx"),
+    ),
+    "context": ("prompts", {"instruction": "a"}, {"instruction": "a", "context": "x"}, said("a\n\nx")),
+    "history": (
+        "sft",
+        {"instruction": "a", "history": [], "output": "b"},
+        {"instruction": "a", "history": [["x", "y"]], "output": "b"},
+        said("x", "y", "a"),
+    ),
+    "system message": (
+        "sft",
+        {"conversations": turns(("human", "a"), ("gpt", "b")), "system": ""},
+        {"conversations": turns(("human", "a"), ("gpt", "b")), "system": "s"},
+        [{"role": "system", "content": "s"}, *said("a")],
+    ),
+    "system message beside a question": (
+        "preference",
+        {"question": "a", "chosen": "b", "rejected": "c"},
+        {"question": "a", "chosen": "b", "rejected": "c", "system_prompt": "s"},
+        [{"role": "system", "content": "s"}, *said("a")],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LATER)
+def test_a_column_that_is_filled_later_is_read(case: str) -> None:
+    role, first, later, prompt = LATER[case]
+    normal = known([first] * 100, role).convert(later)
+    assert normal["prompt"] == prompt
+    assert "extra" not in normal
+
+
+def test_a_solution_without_its_mark_is_a_problem_wherever_it_stands() -> None:
+    rows: list[Row] = [{"question": "a", "answer": "2"}, {"question": "b", "answer": "1\n#### 1"}]
+    form = known(rows, "prompts")
+    assert form.convert(rows[1])["answer"] == ["1"]
+    with pytest.raises(RowProblem, match="no '####'"):
+        form.convert(rows[0])
 
 
 @pytest.mark.parametrize(("role", "row", "fragments", "remedy"), AMBIGUOUS)
@@ -173,6 +231,17 @@ def test_trees_of_rows_give_the_best_and_the_worst_reply(tmp_path: Path, step: i
     checked = check(written(tmp_path / "a.jsonl", FLAT[::step]), "preference")
     assert sorted(checked.rows, key=str) == sorted(BEST_AND_WORST, key=str)
     assert checked.unpaired == 4
+
+
+def test_two_messages_of_one_id_are_refused_and_a_repeated_one_is_not(tmp_path: Path) -> None:
+    assert check(written(tmp_path / "a.jsonl", [*FLAT, FLAT[2]]), "preference").unpaired == 4
+    with pytest.raises(InputError, match="two messages are '3'; messages of a tree need ids of their own"):
+        check(written(tmp_path / "b.jsonl", [*FLAT, {**FLAT[2], "text": "other"}]), "preference")
+
+
+def test_scores_of_any_size_are_compared(tmp_path: Path) -> None:
+    row = {"prompt": "a", "responses": ["b", "c"], "scores": [10**400, 1]}
+    assert check(written(tmp_path / "a.jsonl", [row]), "preference").rows == [pair("a", "b", "c")]
 
 
 def test_whole_trees_give_the_same(tmp_path: Path) -> None:

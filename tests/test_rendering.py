@@ -12,7 +12,7 @@ from models.artifacts import Dataset
 from models.errors import StageError
 from models.sources import DatasetSource
 from tasks.core.loading import load_policy, load_scorer, load_tokenizer, training_dataset
-from tasks.core.rendering import rendered
+from tasks.core.rendering import refuse_unshown_tools, rendered
 from tasks.core.scoring import dialog
 from tasks.data.formats.reading import Role
 from tasks.data.rows import Row, check_rows, digest
@@ -139,6 +139,38 @@ def test_a_template_that_shows_no_tools_is_refused(tmp_path: Path, tiny_model: P
     dataset = frozen(tmp_path, rows, "sft")
     with pytest.raises(StageError, match="leaves out tools and their calls \\(no 'weather'"):
         training_dataset(dataset, ("prompt", "completion", "tools"), load_tokenizer(tiny_model))
+
+
+STRICT = (
+    "{% for m in messages %}{% if not loop.first and m.role == loop.previtem.role %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}" + TEMPLATE
+)
+NO_TOOLS = TEMPLATE.partition("{% endif %}")[2]
+NO_CALLS = "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m.role }}{{ m.content }}{% endfor %}"
+NAMED = [{"role": "user", "content": "Ask weather."}, *DIALOGUE[1:]]
+
+
+@pytest.mark.parametrize(
+    ("template", "row", "role", "shown"),
+    [
+        (STRICT, PAIRS[0], "preference", True),
+        (STRICT, PAIRS[1], "preference", True),
+        (NO_TOOLS, {"messages": [*DIALOGUE, SAYS], "tools": TOOLS}, "sft", False),
+        (NO_CALLS, {"messages": [*NAMED, SAYS], "tools": TOOLS}, "sft", False),
+        (NO_CALLS, {"messages": [{"role": "user", "content": "Ask weather."}, SAYS], "tools": TOOLS}, "sft", True),
+        (NO_CALLS, PAIRS[1], "preference", False),
+    ],
+)
+def test_what_a_template_leaves_out_is_seen_by_what_changes_the_text(
+    tmp_path: Path, tokenizer: Any, template: str, row: Row, role: Role, shown: bool
+) -> None:
+    tokenizer.chat_template = template
+    rows = snapshot_rows(frozen(tmp_path, [row], role))
+    if shown:
+        refuse_unshown_tools(tokenizer, rows)
+    else:
+        with pytest.raises(StageError, match="no 'weather'"):
+            refuse_unshown_tools(tokenizer, rows)
 
 
 def test_rows_without_tools_suit_every_template(tmp_path: Path, tiny_model: Path) -> None:

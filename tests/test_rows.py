@@ -457,6 +457,31 @@ def test_what_ends_a_file_is_listed_after_its_rows(tmp_path: Path) -> None:
     assert [line.partition("a.jsonl: ")[2][:6] for line in lines] == ["line 1", "line 2"]
 
 
+def test_turns_of_either_spelling_are_read_from_csv(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    for name, spoken in (("a.csv", turns), ("b.csv", [dict(reversed(turn.items())) for turn in turns])):
+        write_csv(tmp_path / name, [{"conversations": spoken}])
+        assert check(tmp_path / name, "sft").rows == [
+            {"prompt": [user("a")], "completion": [assistant("b")], "kind": "all"}
+        ]
+
+
+def test_a_row_that_is_nested_too_deeply_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", "x": ' + "[" * 800 + "]" * 800 + "}")
+    message = refusal(tmp_path / "a.jsonl", "prompts")
+    assert "a.jsonl: line 2: the row cannot be converted (RecursionError" in message
+
+
+@pytest.mark.parametrize(("time", "zone"), [(2**62, None), (1, "Mars/Olympus")])
+def test_times_that_python_does_not_have_are_refused(tmp_path: Path, time: int, zone: str | None) -> None:
+    table = pyarrow.table({"prompt": ["a"], "at": pyarrow.array([time], pyarrow.timestamp("us", zone))})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pyarrow.ipc.new_file(tmp_path / "a.arrow", table.schema) as writer:
+        writer.write(table)
+    for name in ("a.parquet", "a.arrow"):
+        assert f"{name}: row 1: unreadable" in refusal(tmp_path / name, "prompts")
+
+
 def test_null_in_parquet_is_refused(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": None}])
     assert "a.parquet: row 2: column 'completion': got null" in refusal(tmp_path / "a.parquet", "sft")

@@ -38,10 +38,15 @@ def unpacked(row: Row) -> Row:
 def plain(value: object) -> Any:
     """A value of a further column as JSON data: dates and decimals as text, null for what has no such form."""
     if isinstance(value, dict):
-        return {str(name): plain(member) for name, member in value.items()}
+        return {_storable(str(name)): plain(member) for name, member in value.items()}
     if isinstance(value, list | tuple):
         return [plain(member) for member in value]
     if isinstance(value, str | date | time | Decimal):
-        return str(value).encode("utf-8", "replace").decode()
+        return _storable(str(value))
     finite = isinstance(value, float) and math.isfinite(value)
     return value if finite or isinstance(value, int) else None
+
+
+def _storable(text: str) -> str:
+    """The text with a question mark for each half of a surrogate pair, which has no UTF-8 form."""
+    return text.encode("utf-8", "replace").decode()

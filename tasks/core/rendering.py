@@ -13,7 +13,9 @@ from models.errors import StageError
 
 Message = dict[str, Any]
 Row = dict[str, Any]
-_CONVERSATIONS = ("prompt", "completion", "chosen", "rejected")
+_REPLIES = ("completion", "chosen", "rejected")
+_CONVERSATIONS = ("prompt", *_REPLIES)
+_ANOTHER = "another_name"
 
 
 def for_template(messages: Sequence[Message]) -> list[Message]:
@@ -54,19 +56,45 @@ def calls_tools(row: Row) -> bool:
 def refuse_unshown_tools(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> None:
     """Refuse rows whose tools or calls the model's chat template leaves out: the model would not see them.
 
+    A template leaves out what may be taken away, or named otherwise, without a change of the text that it makes.
+
     Raises:
         StageError: it does.
     """
     offering = next((row for row in rows if row.get("tools")), None)
-    calling = next(filter(calls_tools, rows), None)
-    for row in filter(None, (offering, calling)):
-        turns = [turn for part in _CONVERSATIONS for turn in row.get(part, ())]
-        shown = rendered(tokenizer, turns, tools=row.get("tools"))
-        told = json.loads(row.get("tools") or "[]") if row is offering else []
-        told += [call for turn in for_template(turns) for call in turn.get("tool_calls", ())]
-        missing = [each["function"]["name"] for each in told if each["function"]["name"] not in shown]
-        if missing:
-            raise StageError(
-                f"the model's chat template leaves out tools and their calls (no '{missing[0]}' in a row that has it); "
-                "name a template that shows them (base_model.chat_template), or remove tools from the data"
-            )
+    if offering and not any(_shows_tools(tokenizer, turns, offering["tools"]) for turns in _dialogues(offering)):
+        raise _unshown(json.loads(offering["tools"])[0])
+    calling = next(filter(calls_tools, rows), {})
+    for turns in _dialogues(calling):
+        called = [call for turn in turns for call in turn.get("tool_calls", ())]
+        if called and not _shows_calls(tokenizer, turns, calling.get("tools")):
+            raise _unshown(called[0])
+
+
+def _dialogues(row: Row) -> list[list[Message]]:
+    """The prompt with each of its replies, as templates take them."""
+    replies = [row[part] for part in _REPLIES if part in row] or [[]]
+    return [for_template([*row.get("prompt", ()), *reply]) for reply in replies]
+
+
+def _shows_tools(tokenizer: PreTrainedTokenizerBase, turns: list[Message], tools: str) -> bool:
+    return rendered(tokenizer, turns, tools=tools) != rendered(tokenizer, turns)
+
+
+def _shows_calls(tokenizer: PreTrainedTokenizerBase, turns: list[Message], tools: str | None) -> bool:
+    renamed = [
+        turn | {"tool_calls": [_renamed(call) for call in turn["tool_calls"]]} if "tool_calls" in turn else turn
+        for turn in turns
+    ]
+    return rendered(tokenizer, turns, tools=tools) != rendered(tokenizer, renamed, tools=tools)
+
+
+def _renamed(call: dict[str, Any]) -> dict[str, Any]:
+    return call | {"function": call["function"] | {"name": _ANOTHER}}
+
+
+def _unshown(told: dict[str, Any]) -> StageError:
+    return StageError(
+        f"the model's chat template leaves out tools and their calls (no '{told['function']['name']}' in a row that "
+        "has it); name a template that shows them (base_model.chat_template), or remove tools from the data"
+    )

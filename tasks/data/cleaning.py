@@ -10,7 +10,7 @@ from models.data_rules import Action, DataRules, Rule
 from models.errors import InputError
 from tasks.data.lines import Row
 from tasks.data.marks import CONVERSATIONS, found_marks, without_marks
-from tasks.data.problems import RowProblem, problem, text
+from tasks.data.problems import RowProblem, problem, shown, text
 from tasks.data.turns import role_of
 
 SHORTENED = 200
@@ -105,7 +105,12 @@ class Cleaner:
 
 def shortened(row: Row | InputError) -> str:
     """A row's beginning, as the list of what was left out shows it."""
-    return "" if isinstance(row, InputError) else json.dumps(row, ensure_ascii=True, default=str)[:SHORTENED]
+    if isinstance(row, InputError):
+        return ""
+    try:
+        return json.dumps(row, ensure_ascii=True, default=str)[:SHORTENED]
+    except (ValueError, RecursionError, TypeError):
+        return shown(row)[:SHORTENED]
 
 
 def _rule_of(own: bool) -> Rule:

@@ -12,6 +12,8 @@ from tasks.data.lines import Row
 _BATCH_ROWS = 1024
 _GROUP_BYTES = 64 << 20
 """A larger row group is read here in batches, not handed out by its number."""
+_NO_PYTHON_VALUE = (ValueError, OverflowError, KeyError)
+"""What a cell raises that Python has no value for: a text that is not UTF-8, a year 9999999, an unknown time zone."""
 
 
 def group_spans(file: Path, block_bytes: int) -> list[tuple[int, int, int]]:
@@ -58,7 +60,7 @@ def group_rows(file: Path, start: int, stop: int, first: int) -> Iterator[Row]:
                 for row in batch.to_pylist():
                     number += 1
                     yield row
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+    except (pyarrow.ArrowException, *_NO_PYTHON_VALUE) as error:
         raise unreadable(error, file, number, "Parquet") from error
 
 
@@ -83,7 +85,7 @@ def batches(stream: BinaryIO, file: Path, form: str, packed: bool) -> Iterator[t
                 part = batch.slice(start, _BATCH_ROWS)
                 yield first, as_stream(part)
                 first += part.num_rows
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+    except (pyarrow.ArrowException, *_NO_PYTHON_VALUE) as error:
         raise unreadable(error, file, first, "Parquet" if form == ".parquet" else "Arrow") from error
 
 
@@ -108,13 +110,13 @@ def stream_rows(data: bytes, file: Path, first: int) -> Iterator[Row]:
 
     try:
         yield from pyarrow.ipc.open_stream(data).read_all().to_pylist()
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+    except (pyarrow.ArrowException, *_NO_PYTHON_VALUE) as error:
         raise unreadable(error, file, first, "Arrow") from error
 
 
 def unreadable(error: Exception, file: Path, row: int, form: str) -> InputError:
     """What to say of a file that the library cannot read from that row on."""
-    cause = str(error).splitlines()[0]
+    cause = (str(error) or type(error).__name__).splitlines()[0]
     return InputError(f"{file}: row {row}: unreadable {form} ({cause}); write or fetch it again")
 
 

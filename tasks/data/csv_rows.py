@@ -11,7 +11,7 @@ from typing import BinaryIO, cast
 from models.errors import InputError
 from tasks.data.lines import Entry, Row, shown_names, text_lines
 
-_MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](role|content)["']\s*:""")
+_MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:""")
 """How a cell begins that holds a list of messages."""
 
 

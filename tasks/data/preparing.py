@@ -89,7 +89,10 @@ def gather(source: RowSource, files: Sequence[Path], gathering: Gathering, manne
         except InputError as error:
             gathering.note(str(error))
     if form.combine and not gathering.findings.whole:
-        _combine(form.combine(uncombined), gathering)
+        try:
+            _combine(form.combine(uncombined), gathering)
+        except InputError as error:
+            gathering.note(f"{source.label}: {error}")
     return gathering
 
 

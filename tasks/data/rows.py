@@ -28,6 +28,7 @@ from tasks.core.verifiers.checking import check_row
 from tasks.data.formats.format import Format
 from tasks.data.formats.reading import Paired, Role
 from tasks.data.formats.recognition import SAMPLE_ROWS, recognise
+from tasks.data.problems import RowProblem
 from tasks.data.readers import Entry, Row
 from tasks.data.sources import read_entries, read_rows
 
@@ -79,7 +80,7 @@ def check_rows(
             problems.append(f"{place}: {error}" if place else str(error))
     if problems:
         raise InputError(summary(problems, len(problems), read))
-    paired = form.combine(rows) if form.combine else Paired(rows, 0)
+    paired = _combined(rows, form, source)
     unique: dict[str, Row] = {}
     for row in paired.rows:
         finished = with_system_prompt(row, system_prompt)
@@ -152,9 +153,28 @@ def converted(entry: Row | InputError, form: Format, rules: Sequence[Reward | Ve
     """
     if isinstance(entry, InputError):
         raise entry
-    row = form.convert(entry)
+    row = _normal(entry, form)
     for rule in rules:
         check_row(flat(row), rule)
+    return row
+
+
+def _combined(rows: list[Row], form: Format, source: RowSource) -> Paired:
+    try:
+        return form.combine(rows) if form.combine else Paired(rows, 0)
+    except InputError as error:
+        raise InputError(f"{source.label}: {error}") from None
+
+
+def _normal(entry: Row, form: Format) -> Row:
+    """The row in normal form, which canonical JSON can hold: of its further columns anything may have come."""
+    try:
+        row = form.convert(entry)
+        canonical_json(row.get("extra")).encode()
+    except (ValueError, OverflowError, RecursionError, TypeError) as error:
+        cause = f"{type(error).__name__}: {str(error)[:80]}"
+        rule = "a value is nested too deeply, or has no form as JSON"
+        raise RowProblem(f"the row cannot be converted ({cause}); {rule}; correct or remove the row") from None
     return row
 
 

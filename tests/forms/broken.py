@@ -96,14 +96,14 @@ BROKEN: list[tuple[Role, Row, Row, str, list[str]]] = [
         "preference",
         {"prompt": "a", "response_0": "b", "response_1": "c", "label": 0},
         {"prompt": "a", "response_0": "b", "response_1": "c", "label": "tie"},
-        "equal_pair",
+        "tie",
         ["neither"],
     ),
     (
         "preference",
         {"prompt": "a", "response_0": "b", "response_1": "c", "label": [0]},
         {"prompt": "a", "response_0": "b", "response_1": "c", "label": [0, 1]},
-        "equal_pair",
+        "tie",
         [],
     ),
     (
@@ -117,7 +117,7 @@ BROKEN: list[tuple[Role, Row, Row, str, list[str]]] = [
         "preference",
         {"prompt": "a", "responses": ["b", "c"], "scores": [1, 2]},
         {"prompt": "a", "responses": ["b", "c"], "scores": [1, 1]},
-        "equal_pair",
+        "tie",
         [],
     ),
     (
@@ -147,6 +147,27 @@ BROKEN: list[tuple[Role, Row, Row, str, list[str]]] = [
         {"question": "a", "answer": "2"},
         "wrong_type",
         ["no '####'"],
+    ),
+    (
+        "sft",
+        {"question": "a", "choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answerKey": 1},
+        {"question": "a", "choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answerKey": True},
+        "wrong_type",
+        ["got True", "one of 1, 2"],
+    ),
+    (
+        "preference",
+        {"message_id": "1", "parent_id": None, "text": "a", "role": "prompter", "rank": 1},
+        {"message_id": "1", "parent_id": ["x"], "text": "a", "role": "prompter"},
+        "wrong_type",
+        ["'parent_id'", "got ['x']"],
+    ),
+    (
+        "preference",
+        {"message_id": "1", "parent_id": None, "text": "a", "role": "prompter", "rank": 1},
+        {"message_id": "1", "parent_id": None, "text": "a", "role": "prompter", "rank": float("nan")},
+        "wrong_type",
+        ["'rank'", "got nan", "finite"],
     ),
     ("prompts", {"turns": ["a"]}, {"turns": "a"}, "wrong_type", ["a list of texts"]),
 ]

@@ -42,6 +42,18 @@ FORMS: dict[str, tuple[FormatName, Row, Row, list[str]]] = {
         question("a", "1,002"),
         ["what follows #### in `answer`"],
     ),
+    "GSM8K without a space": (
+        "gsm8k",
+        {"question": "a", "answer": "1+1 = 2\n####2"},
+        question("a", "2"),
+        [],
+    ),
+    "names and values without a UTF-8 form": (
+        "standard",
+        {"prompt": "a", "x\ud800": {"y\udfff": "\ud800"}},
+        question("a", **{"x?": {"y?": "?"}}),
+        [],
+    ),
     "turns": (
         "turns",
         {"turns": ["a", "b"], "question_id": 81},
@@ -76,6 +88,18 @@ FORMS: dict[str, tuple[FormatName, Row, Row, list[str]]] = {
         "choices",
         {"question": "q?", "options": {"A": "red", "B": "blue"}, "answer": "blue"},
         question(LETTERED, "B"),
+        [],
+    ),
+    "choices by text beside the letter": (
+        "choices",
+        {"question": "q?", "options": {"A": "red", "B": "blue"}, "answer": "blue", "answer_idx": "B"},
+        question(LETTERED, "B"),
+        ["the letter of `answer_idx` is accepted", "left out: 'answer'"],
+    ),
+    "choices by a number that is a label": (
+        "choices",
+        {"question": "q?", "choices": {"text": ["red", "blue"], "label": ["1", "2"]}, "answerKey": 1},
+        question("q?\n\n1. red\n2. blue", "1"),
         [],
     ),
     "choices alone": ("choices", dict(CHOICES), question(LETTERED), []),

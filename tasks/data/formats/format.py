@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from models.sources import FormatName
 from tasks.core.columns import plain
 from tasks.data.formats.mapping import Mapping, mapped
-from tasks.data.formats.reading import Paired, Role
+from tasks.data.formats.reading import PROMPT_KEYS, Paired, Role
 from tasks.data.formats.tables import label_of
 from tasks.data.problems import text
 from tasks.data.readers import Row
@@ -51,8 +50,9 @@ class Format:
 
     def _extra(self, row: Row) -> Row:
         """The further columns of a row of prompts, for rewards and verifiers."""
-        further = {name: plain(value) for name, value in row.items() if name not in self.columns and name != "kind"}
-        extra: dict[str, Any] = {name: value for name, value in further.items() if value is not None}
+        read = self.columns.union(PROMPT_KEYS)
+        further: Row = plain({name: value for name, value in row.items() if name not in read})
+        extra = {name: value for name, value in further.items() if value is not None}
         return {"extra": extra} if extra else {}
 
 

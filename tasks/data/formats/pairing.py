@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from itertools import product
-from math import isfinite
+from math import inf
 from typing import Any
 
 from tasks.data import conversations
@@ -181,4 +181,4 @@ def scored_sides(row: Row, responses: str, scores: str, highest_is_best: bool) -
 def _are_numbers(value: object) -> bool:
     """Whether a value is a list of finite numbers, at least one."""
     members = value if isinstance(value, list) else []
-    return bool(members) and all(isinstance(each, int | float) and isfinite(each) for each in members)
+    return bool(members) and all(isinstance(each, int | float) and abs(each) < inf for each in members)

@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 from tasks.data import conversations
-from tasks.data.formats.reading import Reading, Role, Sample, filled, require
+from tasks.data.formats.reading import Reading, Role, Sample, filled, first_filled, require
 from tasks.data.problems import problem, shown, text
 from tasks.data.readers import Row
 from tasks.data.turns import Message
@@ -13,6 +13,8 @@ CONVERSATIONS = ("messages", "conversations", "conversation")
 _QUESTIONS = ("question", "query", "problem", "inputs")
 _OPTIONS = ("choices", "options")
 _SYSTEMS = ("system", "system_prompt")
+_UNDER = ("input", "context")
+"""What an instruction is about."""
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -29,12 +31,12 @@ def prompt_readings(sample: Sample, role: Role) -> list[Reading]:
     return found
 
 
-def system_column(sample: Sample, beside: str) -> str | None:
-    """The column of the system message; beside the normal form's own columns only where the recipe names it."""
+def system_columns(sample: Sample, beside: str) -> tuple[str, ...]:
+    """Where a system message may be; beside the normal form's own columns only where the recipe names it."""
     if "system" in sample.mapped:
-        return "system"
+        return ("system",)
     is_own = beside in ("prompt", "messages") and sample.is_native(beside)
-    return None if is_own else next(iter(sample.among(_SYSTEMS)), None)
+    return () if is_own else sample.one_of(_SYSTEMS)
 
 
 def options_column(sample: Sample) -> str | None:
@@ -47,11 +49,12 @@ def _takes_input(sample: Sample) -> bool:
 
 
 def _column(sample: Sample, column: str) -> Reading:
-    system = system_column(sample, column)
-    words = f"`{column}` is the prompt" + (f", `{system}` the system message" if system else "")
+    system = system_columns(sample, column)
+    told = sample.told(system)
+    words = f"`{column}` is the prompt" + (f", `{told}` the system message" if told else "")
     return Reading(
         words,
-        tuple(filter(None, (column, system))),
+        (column, *system),
         partial(column_prompt, column=column, system=system),
         "standard" if column == "prompt" else "question_answer",
         native=int(column == "prompt"),
@@ -75,14 +78,16 @@ def _alpaca(sample: Sample) -> list[Reading]:
     if sample.has("instances"):
         words = "`instruction` with the input of the only member of `instances` under it is the prompt"
         return [Reading(words, (instruction, "instances"), instance_prompt, "self_instruct")]
-    under = next(iter(sample.among(("input", "context"))), None)
-    system = system_column(sample, instruction)
-    history = next(iter(sample.among(("history",))), None)
-    words = f"`{instruction}` is the prompt" + (f", `{under}` comes under it where it is not empty" if under else "")
-    words += (f", `{system}` is the system message" if system else "") + (", `history` comes before" if history else "")
-    read = partial(alpaca_prompt, instruction=instruction, under=under, system=system, history=history)
-    columns = tuple(filter(None, (instruction, under, system, history)))
-    return [Reading(words, columns, read, "alpaca", choice="format: alpaca")]
+    under = ("input",) if "input" in sample.mapped else sample.one_of(_UNDER)
+    system = system_columns(sample, instruction)
+    words = f"`{instruction}` is the prompt"
+    if told := sample.told(under):
+        words += f", `{told}` comes under it where it is not empty"
+    if told := sample.told(system):
+        words += f", `{told}` is the system message"
+    words += ", `history` comes before" if sample.told(("history",)) else ""
+    read = partial(alpaca_prompt, instruction=instruction, under=under, system=system)
+    return [Reading(words, (instruction, *under, *system, "history"), read, "alpaca", choice="format: alpaca")]
 
 
 def _choices(sample: Sample) -> list[Reading]:
@@ -95,46 +100,46 @@ def _choices(sample: Sample) -> list[Reading]:
 
 
 def _conversation(sample: Sample, column: str) -> Reading:
-    system = system_column(sample, column)
+    system = system_columns(sample, column)
     return Reading(
         f"the turns of `{column}` are the prompt; a reply at their end is left out",
-        tuple(filter(None, (column, system))),
+        (column, *system),
         partial(conversation_prompt, column=column, system=system),
         "messages" if column == "messages" else "sharegpt",
         choice=f"format: {'messages' if column == 'messages' else 'sharegpt'}",
     )
 
 
-def with_system(row: Row, column: str | None, turns: list[Message]) -> list[Message]:
+def with_system(row: Row, columns: tuple[str, ...], turns: list[Message]) -> list[Message]:
     """`turns` with the row's system message before them, unless they begin with one."""
-    if column is None or not filled(row.get(column)) or (turns and turns[0]["role"] == "system"):
+    column = first_filled(row, columns)
+    if column is None or (turns and turns[0]["role"] == "system"):
         return turns
     return [{"role": "system", "content": text(row[column], column)}, *turns]
 
 
-def column_prompt(row: Row, column: str, system: str | None = None) -> list[Message]:
+def column_prompt(row: Row, column: str, system: tuple[str, ...] = ()) -> list[Message]:
     """A text or messages in one column."""
     require(row, (column,), "a row needs a prompt")
     return with_system(row, system, conversations.prompt(row[column], column))
 
 
-def alpaca_prompt(
-    row: Row, instruction: str, under: str | None, system: str | None, history: str | None
-) -> list[Message]:
+def alpaca_prompt(row: Row, instruction: str, under: tuple[str, ...], system: tuple[str, ...]) -> list[Message]:
     """An instruction, what it is about under it, and earlier exchanges before it."""
     require(row, (instruction,), "a row needs an instruction")
     asked = text(row[instruction], instruction)
-    about = row.get(under) if under else None
-    if under and filled(about) and not (isinstance(about, str) and about.isspace()):
-        asked += f"\n\n{text(about, under)}"
-    turns = _earlier(row.get(history), history) if history else []
+    column = first_filled(row, under)
+    about = row[column] if column else None
+    if column and not (isinstance(about, str) and about.isspace()):
+        asked += f"\n\n{text(about, column)}"
+    turns = _earlier(row.get("history"), "history")
     return with_system(row, system, [*turns, {"role": "user", "content": asked}])
 
 
 def instance_prompt(row: Row) -> list[Message]:
     """An instruction with the input of its only instance under it."""
     about = {"instruction": row.get("instruction"), "input": only_instance(row).get("input")}
-    return alpaca_prompt(about, "instruction", "input", None, None)
+    return alpaca_prompt(about, "instruction", ("input",), ())
 
 
 def only_instance(row: Row) -> dict[str, Any]:
@@ -164,7 +169,7 @@ def _earlier(value: Any, column: str) -> list[Message]:
     return [{"role": role, "content": text(said, column)} for role, said in spoken]
 
 
-def conversation_prompt(row: Row, column: str, system: str | None) -> list[Message]:
+def conversation_prompt(row: Row, column: str, system: tuple[str, ...]) -> list[Message]:
     """The turns of a conversation up to its last reply."""
     require(row, (column,), "a row needs a conversation")
     turns = conversations.messages(row[column], column)

@@ -13,6 +13,9 @@ from tasks.data.readers import Row, shown_names
 Role = Literal["sft", "preference", "prompts"]
 """What rows are for: supervised fine-tuning; reward modelling and DPO; GRPO and evaluation."""
 
+PROMPT_KEYS = ("prompt", "answer", "kind")
+"""Keys of the normal form of prompts, which no further column may take the place of."""
+
 
 @dataclass(frozen=True)
 class Paired:
@@ -73,6 +76,15 @@ class Sample:
         """Those of `names` that are there."""
         return [name for name in names if name in self.columns]
 
+    def one_of(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """The first of `names` that is there, then those without a value so far: a later row may have one."""
+        there = self.among(names)
+        return (*there[:1], *(name for name in names if name not in there))
+
+    def told(self, names: Iterable[str]) -> str | None:
+        """The first of `names` that is a column, be it empty."""
+        return next((name for name in names if name in self.names), None)
+
     def together(self, *names: str) -> bool:
         """Whether one row has a value in each of these columns."""
         return any(all(filled(row.get(name)) for name in names) for row in self.rows)
@@ -93,6 +105,11 @@ class Sample:
 def filled(value: object) -> bool:
     """Whether there is something in a cell."""
     return value is not None and value not in ("", [], {})
+
+
+def first_filled(row: Row, names: Iterable[str]) -> str | None:
+    """The first of these columns in which the row has something."""
+    return next((name for name in names if filled(row.get(name))), None)
 
 
 def require(row: Row, columns: Iterable[str], rule: str) -> None:

@@ -1,5 +1,6 @@
 """Readings of what follows a prompt: the reply that SFT trains on, and the answers that a verifier accepts."""
 
+import re
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ from tasks.data.formats.prompting import (
     lettered,
     only_instance,
     options_column,
-    system_column,
+    system_columns,
     with_system,
 )
 from tasks.data.formats.reading import Reading, Sample, filled, require
@@ -22,7 +23,7 @@ _REPLIES = ("completion", "response", "output", "answer", "solution", "target", 
 _ANSWERS = ("ground_truth", "final_answer", "expected_answer", "target", "targets", "continuation")
 _RIGHT_OPTIONS = ("answerKey", "answer_idx", "answer", "label")
 _NO_ANSWERS = "there are no accepted answers"
-_FINAL = "\n#### "
+_FINAL = re.compile(r"\n####(?!#)\s*")
 _LAST_TURN = "the last assistant turn is the completion, and earlier ones are context that carries no loss"
 
 
@@ -71,8 +72,7 @@ def _letters(sample: Sample) -> list[Reading]:
 
 
 def _finals(sample: Sample) -> list[Reading]:
-    values = sample.values("answer")
-    if not values or not all(isinstance(value, str) and _FINAL in value for value in values):
+    if not any(isinstance(value, str) and _FINAL.search(value) for value in sample.values("answer")):
         return []
     words = "what follows #### in `answer` is accepted"
     return [Reading(words, ("answer",), final_answer, "gsm8k", native=2, choice="format: gsm8k")]
@@ -83,7 +83,7 @@ def _others(sample: Sample) -> list[Reading]:
 
 
 def _conversation(sample: Sample, column: str) -> Reading:
-    system = system_column(sample, column)
+    system = system_columns(sample, column)
     spelling = "from and value" if "from" in next(iter(_first_turns(sample, column)), {}) else "role and content"
     also = (
         "; a row without it has `prompt` and `completion`"
@@ -92,7 +92,7 @@ def _conversation(sample: Sample, column: str) -> Reading:
     )
     return Reading(
         f"`{column}` holds the turns ({spelling}): {_LAST_TURN}{also}",
-        tuple(filter(None, (column, system))),
+        (column, *system),
         partial(conversation_row, column=column, system=system),
         "messages" if column == "messages" else "sharegpt",
         native=_native(sample) if column == "messages" else 0,
@@ -113,7 +113,7 @@ def _native(sample: Sample) -> int:
 
 def _reply(sample: Sample, column: str) -> Reading:
     words = f"`{column}` is the completion"
-    if any(_FINAL in value for value in sample.values(column) if isinstance(value, str)):
+    if any(_FINAL.search(value) for value in sample.values(column) if isinstance(value, str)):
         words += ", with its calculations (<<…>>) and its final line (#### …) as they are"
     return Reading(
         words,
@@ -129,7 +129,7 @@ def _answer(column: str) -> Reading:
     return Reading(f"`{column}` is accepted", (column,), partial(accepted_answers, column=column), choice=choice)
 
 
-def conversation_row(row: Row, column: str, system: str | None) -> Row:
+def conversation_row(row: Row, column: str, system: tuple[str, ...]) -> Row:
     """Prompt and completion of a whole conversation; where the row has none, of columns of their own."""
     if column == "messages" and not filled(row.get(column)) and filled(row.get("completion")):
         return own_row(row)
@@ -141,7 +141,7 @@ def conversation_row(row: Row, column: str, system: str | None) -> Row:
 def own_row(row: Row) -> Row:
     """The normal form's own columns, or else `messages`."""
     if "messages" in row and row.get("completion") is None:
-        return conversation_row(row, "messages", None)
+        return conversation_row(row, "messages", ())
     require(row, ("prompt", "completion"), "sft needs prompt and completion, or messages")
     return {
         "prompt": conversations.prompt(row["prompt"]),
@@ -175,11 +175,11 @@ def accepted_answers(row: Row, column: str) -> Row:
 def final_answer(row: Row) -> Row:
     """What follows the last #### of a worked solution."""
     require(row, ("answer",), "a row needs its solution")
-    _, mark, final = text(row["answer"], "answer").rpartition(_FINAL)
-    if not mark:
+    _, *finals = _FINAL.split(text(row["answer"], "answer"))
+    if not finals:
         seen = f"no '####' in {shown(row['answer'])}"
         raise problem("answer", seen, "the final answer follows ####", "add it, or name another format")
-    return {"answer": [text(final.strip(), "answer")]}
+    return {"answer": [text(finals[-1].strip(), "answer")]}
 
 
 def letter_reply(row: Row, label: str, options: str) -> Row:
@@ -193,13 +193,16 @@ def letter_answer(row: Row, label: str, options: str) -> Row:
 
 
 def _letter(row: Row, label: str, options: str) -> str:
-    """The right option's letter, given by letter, by its place counted from 0, or by its text."""
+    """The right option's letter, given by letter, else by its place counted from 0, or by its text."""
     require(row, (label, options), "a question with options needs the right one")
     texts = lettered(row[options], options)
     right = row[label]
-    if isinstance(right, int) and not isinstance(right, bool) and 0 <= right < len(texts):
+    is_number = isinstance(right, int) and not isinstance(right, bool)
+    if (is_number or isinstance(right, str)) and str(right) in texts:
+        return str(right)
+    if is_number and 0 <= right < len(texts):
         return list(texts)[right]
     by_text = [letter for letter, option in texts.items() if option == right]
-    if isinstance(right, str) and (right in texts or len(by_text) == 1):
-        return right if right in texts else by_text[0]
+    if isinstance(right, str) and len(by_text) == 1:
+        return by_text[0]
     raise problem(label, f"got {shown(right)}", f"it must name one of {', '.join(texts)}", "correct it")

@@ -7,7 +7,7 @@ from typing import Any
 from models.errors import InputError
 from models.sources import FormatName
 from tasks.data.formats.mapping import Mapping
-from tasks.data.formats.reading import Reading, Role, Sample
+from tasks.data.formats.reading import PROMPT_KEYS, Reading, Role, Sample
 from tasks.data.readers import shown_names
 
 NAMES: dict[FormatName, str] = {
@@ -44,10 +44,12 @@ def sentence(reading: Reading, sample: Sample, role: Role, mapping: Mapping) -> 
         told.append("by the recipe " + ", ".join(f"`{target}` is '{column}'" for target, column in mapping))
     read = {*reading.columns, "kind", *(["tools"] if role != "prompts" else [])}
     others = [name for name in sample.columns if name not in read]
-    if others and role == "prompts":
-        told.append(f"kept for rewards and verifiers: {shown_names(others)}")
-    elif others:
-        told.append(f"left out: {shown_names(others)}")
+    kept = [name for name in others if name not in PROMPT_KEYS] if role == "prompts" else []
+    lost = [name for name in others if name not in kept]
+    if kept:
+        told.append(f"kept for rewards and verifiers: {shown_names(kept)}")
+    if lost:
+        told.append(f"left out: {shown_names(lost)}")
     return "; ".join(told)
 
 

@@ -5,6 +5,7 @@ the same pairs.
 """
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any
 
 from models.fingerprint import canonical_json, fingerprint
@@ -85,7 +86,8 @@ def tree_readings(sample: Sample) -> list[Reading]:
 def message_node(row: Row) -> Row:
     """A row that is one message of a tree."""
     require(row, ("message_id", "text", "role"), "a message of a tree needs them")
-    return {"nodes": [_node(row, text(row["message_id"], "message_id"), row.get("parent_id"), "")]}
+    parent = text(row["parent_id"], "parent_id") if filled(row.get("parent_id")) else None
+    return {"nodes": [_node(row, text(row["message_id"], "message_id"), parent, "")]}
 
 
 def tree_nodes(row: Row) -> Row:
@@ -112,12 +114,16 @@ def _node(value: Row, own: str, parent: Any, place: str) -> Row:
         raise problem(
             f"{place}role", f"got {shown(value.get('role'))}", "it is prompter or assistant", "correct it", "roles"
         )
-    if rank is not None and (not isinstance(rank, int | float) or isinstance(rank, bool)):
+    if rank is not None and not _is_rank(rank):
         raise problem(
-            f"{place}rank", f"got {shown(rank)}", "a rank is a number, of which the lowest is best", "correct it"
+            f"{place}rank", f"got {shown(rank)}", "a rank is a finite number, of which the lowest is best", "correct it"
         )
     said = {"role": role, "content": text(value.get("text"), f"{place}text")}
     return {"id": own, "parent": parent, "message": said, "rank": rank}
+
+
+def _is_rank(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < inf
 
 
 def best_and_worst(rows: Sequence[Row]) -> Paired:
@@ -127,8 +133,11 @@ def best_and_worst(rows: Sequence[Row]) -> Paired:
 
     Args:
         rows: Messages of the trees under `nodes`, and `kind`.
+
+    Raises:
+        RowProblem: two messages have one id.
     """
-    nodes = {node["id"]: node | {"kind": row["kind"]} for row in rows for node in row["nodes"]}
+    nodes = _by_id(rows)
     replies: dict[str, list[Row]] = {}
     for node in nodes.values():
         if node["message"]["role"] == "assistant" and node["rank"] is not None and filled(node["parent"]):
@@ -143,6 +152,18 @@ def best_and_worst(rows: Sequence[Row]) -> Paired:
                 {"prompt": history, "chosen": [best["message"]], "rejected": [worst["message"]], "kind": best["kind"]}
             )
     return Paired(pairs, len(nodes) - 2 * len(pairs))
+
+
+def _by_id(rows: Sequence[Row]) -> dict[str, Row]:
+    """The messages of all trees; one that occurs again is kept once."""
+    nodes: dict[str, Row] = {}
+    for row in rows:
+        for node in row["nodes"]:
+            known = nodes.setdefault(node["id"], node | {"kind": row["kind"]})
+            if known != node | {"kind": row["kind"]}:
+                rule = "messages of a tree need ids of their own"
+                raise problem("message_id", f"two messages are {shown(node['id'])}", rule, "correct one of them")
+    return nodes
 
 
 def _history(nodes: dict[str, Row], last: str) -> list[Message]:
