@@ -373,6 +373,16 @@ def refusal(path: Path | str, role: Role, **keys: Any) -> str:
 
 
 BAD_FILES: dict[str, tuple[str, bytes, list[str]]] = {
+    "key twice": (
+        "a.jsonl",
+        b'{"prompt": "a", "completion": "b", "prompt": "c"}',
+        ["a.jsonl: line 1: unreadable JSON", "the key 'prompt' is there twice", "correct it"],
+    ),
+    "key twice in an array": (
+        "a.json",
+        b'[{"prompt": "a", "completion": [{"role": "assistant", "content": "b", "content": "c"}]}]',
+        ["a.json: unreadable JSON", "the key 'content' is there twice"],
+    ),
     "empty": ("a.jsonl", b"", ["a.jsonl: the file holds no rows (0 bytes)", "add rows"]),
     "empty json": ("a.json", b"", ["no rows (0 bytes)"]),
     "empty csv": ("a.csv", b"", ["no rows (0 bytes)"]),
