@@ -14,7 +14,7 @@ from prefect import flow
 from models.artifacts import Dataset
 from models.errors import InputError
 from models.fingerprint import ID_LENGTH
-from models.preparation import CARD_VERSION, PartCount, Prepared, SnapshotCard
+from models.preparation import CARD_VERSION, PartCount, Prepared, RenderedExample, SnapshotCard
 from models.sources import DatasetSource, RowSource
 from tasks.core.hub_rows import write_hub_rows
 from tasks.data.card import read_card, write_card
@@ -196,11 +196,17 @@ def test_each_file_and_part_of_a_mixture_is_told(tmp_path: Path, monkeypatch: py
 def test_names_write_no_markdown(tmp_path: Path) -> None:
     name = "[x](y)|`<b>*\n# z"
     keys: dict[str, Any] = {"digest": "d", "role": "sft", "rows_read": 1, "rows": 1}
-    write_card(tmp_path, SnapshotCard(source={"path": name}, files={name: "f"}, **keys), None)
+    code = "```\n# title\n````"
+    shown = RenderedExample(
+        context=code, trained="", tokens=1, trained_tokens=0, eos_trained=None, bos_doubled=False,
+        generation_prompt=True, tools_shown=None,
+    )  # fmt: skip
+    write_card(tmp_path, SnapshotCard(source={"path": name}, files={name: "f"}, example=shown, **keys), None)
     text = (tmp_path / "README.md").read_text()
     escaped = r"\[x\](y)\|\`\<b\>\* # z"
     assert f"# Snapshot of {escaped}\n" in text
     assert f"| {escaped} | f |\n" in text
+    assert f"\n`````text\n{code}\n`````\n" in text
 
 
 def test_parts_of_a_mixture_are_not_kept(tmp_path: Path, file: Path, reads: list[str]) -> None:

@@ -37,7 +37,8 @@ def _readme(card: SnapshotCard, first_row: Row | None) -> Iterator[str]:
         yield "\n## Files\n"
         yield from _table(card.files.items())
     if first_row:
-        yield f"\n## First row\n\n```json\n{json.dumps(first_row, indent=2, ensure_ascii=False)}\n```"
+        yield "\n## First row"
+        yield _fenced(json.dumps(first_row, indent=2, ensure_ascii=False), "json")
     if card.example:
         yield from _example(card.example)
     if card.problems:
@@ -47,9 +48,10 @@ def _readme(card: SnapshotCard, first_row: Row | None) -> Iterator[str]:
 
 def _example(example: RenderedExample) -> Iterator[str]:
     yield f"\n## As the model sees it\n\nGiven ({example.tokens - example.trained_tokens} tokens, without loss):"
-    yield f"\n```text\n{example.context}\n```"
+    yield _fenced(example.context, "text")
     if example.trained:
-        yield f"\nTrained on ({example.trained_tokens} tokens):\n\n```text\n{example.trained}\n```"
+        yield f"\nTrained on ({example.trained_tokens} tokens):"
+        yield _fenced(example.trained, "text")
     yield from (f"\nWarning: {warning}." for warning in example.warnings)
 
 
@@ -58,6 +60,12 @@ def _problems(card: SnapshotCard) -> Iterator[str]:
     for each in card.problems:
         yield f"| {each.rule} | {each.rows:,} | {each.action} | {_plain('; '.join(each.examples))} |"
     yield from (f"\n{_plain(remark)}" for remark in card.remarks)
+
+
+def _fenced(text: str, language: str) -> str:
+    """A text as it is, between fences that it does not hold itself."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"\n{fence}{language}\n{text}\n{fence}"
 
 
 def _taken(part: PartCount) -> str:
