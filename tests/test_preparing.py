@@ -301,8 +301,10 @@ def test_a_path_names_many_files(tmp_path: Path) -> None:
     assert names(f"{tmp_path}/c.csv,{tmp_path}/deep") == ["a.jsonl", "c.csv"]
     assert names(f"{tmp_path}/x,y.jsonl") == ["x,y.jsonl"]
     assert names(f"{tmp_path}/**/**/a*") == ["a.jsonl", "a.jsonl.gz"]
+    (tmp_path / "d.csv").write_text("{}")
     (tmp_path / "z.csv").symlink_to("c.csv")
-    assert names(f"{tmp_path}/deep/a.jsonl,{tmp_path}/*.csv,{tmp_path}/deep/../c.csv") == ["a.jsonl", "c.csv"]
+    assert names(f"{tmp_path}/*.csv") == ["c.csv", "d.csv"]
+    assert names(f"{tmp_path}/deep/a.jsonl,{tmp_path}/c*.csv,{tmp_path}/deep/../c.csv") == ["a.jsonl", "c.csv"]
 
 
 @pytest.mark.parametrize("top", [True, False])

@@ -85,8 +85,10 @@ def local_files(source: RowSource) -> list[Path]:
 
 def _in_order(files: list[Path]) -> list[Path]:
     """The files in the order of their names; of several paths to one file, the first."""
-    ordered = sorted(files, key=lambda file: (file.name, str(file)))
-    return list({file.resolve(): file for file in reversed(ordered)}.values())[::-1]
+    found: dict[Path, Path] = {}
+    for file in sorted(files, key=lambda file: (file.name, str(file))):
+        found.setdefault(file.resolve(), file)
+    return list(found.values())
 
 
 def _files(text: str) -> list[Path]:
