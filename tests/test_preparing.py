@@ -281,7 +281,7 @@ def test_an_early_error_in_a_large_array_reads_no_further(
     file = tmp_path / "a.json"
     file.write_text(f'[{{"a": 0}},\n{bad}' + ',\n{"a": "text"}' * 500_000 + "]")
     with file.open("rb") as stream:
-        with pytest.raises(InputError, match=r"line 2: invalid JSON|the key 'a' is there twice"):
+        with pytest.raises(InputError, match=r"line 2: (invalid|unreadable) JSON"):
             list(json_arrays.array_members(stream, file))
         assert stream.tell() < 2 << 20
 

@@ -1,6 +1,7 @@
 """The members of a JSON array, one after another, without holding all of a large one."""
 
 import codecs
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +43,8 @@ def _parsed(content: str, file: Path) -> list[object]:
         place = f"line {error.lineno}, column {error.colno}"
         raise InputError(f"{file}: {place}: invalid JSON ({error.msg}); {_REMEDY}") from None
     except (ValueError, RecursionError) as error:
+        if content.lstrip().startswith("["):
+            list(_Streamed(content.encode(), io.BytesIO(), file))  # raises the same, with the line
         raise InputError(f"{file}: unreadable JSON ({str(error).split(';')[0]}); {_REMEDY}") from None
     if isinstance(value, list):
         return value
@@ -82,7 +85,7 @@ class _Streamed:
                     raise self._invalid(error.msg, error.pos) from None
             except (ValueError, RecursionError) as error:
                 cause = str(error).split(";", maxsplit=1)[0]
-                raise InputError(f"{self._file}: unreadable JSON ({cause}); {_REMEDY}") from None
+                raise InputError(f"{self._place(self._at)}: unreadable JSON ({cause}); {_REMEDY}") from None
             self._read_on()
 
     def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
@@ -123,5 +126,8 @@ class _Streamed:
             raise InputError(f"{self._file}: line {line}: {seen}; save the file as UTF-8") from None
 
     def _invalid(self, why: str, position: int) -> InputError:
+        return InputError(f"{self._place(position)}: invalid JSON ({why}); {_REMEDY}")
+
+    def _place(self, position: int) -> str:
         line = self._line + self._text.count("\n", 0, position)
-        return InputError(f"{self._file}: line {line}: invalid JSON ({why}); {_REMEDY}")
+        return f"{self._file}: line {line}"
