@@ -107,6 +107,8 @@ class PartCount(Contract):
 
     source: str
     """The part's path or hub id."""
+    revision: str | None = None
+    """Commit of a hub dataset."""
     weight: float
     """Its weight in the recipe."""
     available: int

@@ -21,9 +21,8 @@ from tasks.child_main import ChildOptions
 from tasks.core.entry import render
 from tasks.data.card import write_card
 from tasks.data.checking import wanted_rows
-from tasks.data.left_out import LEFT_OUT
 from tasks.data.located import Located
-from tasks.data.preparations import Preparations, Ready
+from tasks.data.preparations import Preparations, Ready, hand_over
 from tasks.data.preparing import Manner
 from tasks.data.rows import Role
 from tasks.data.snapshot import ROWS, read_rows
@@ -128,7 +127,10 @@ def _card(source: DatasetSource, role: Role, system_prompt: str | None, ready: R
         problems=found.problems,
         remarks=found.remarks,
         other_side=found.other_side,
-        parts=found.parts,
+        parts=tuple(
+            part.model_copy(update={"revision": each.commit})
+            for part, each in zip(found.parts, ready.located, strict=False)  # parts are those of a mixture
+        ),
         tokens=found.tokens,
         recognised=found.recognised,
         **_said(source, ready.located),
@@ -146,7 +148,7 @@ def _left_out(found: Prepared) -> dict[str, int]:
 
 def _said(source: DatasetSource, located: tuple[Located, ...]) -> dict[str, Any]:
     """The hub's commit, and the licence by the recipe's word or the hub's; of a mixture, all of its parts'."""
-    hub = [hub_dataset(part.source) if not part.files else {} for part in located]
+    hub = [hub_dataset(part.pinned) if not part.files else {} for part in located]
     licences = [part.source.license or said.get("license") for part, said in zip(located, hub, strict=True)]
     known = dict.fromkeys(each for each in licences if each)
     revision = located[0].commit if len(located) == 1 else None
@@ -154,13 +156,11 @@ def _said(source: DatasetSource, located: tuple[Located, ...]) -> dict[str, Any]
 
 
 def _files(located: tuple[Located, ...]) -> dict[str, str]:
-    """Digests of local files by name; of files with one name, by their folder, too."""
-    files = [file for part in located for file in part.files]
-    names = [file.name for file in files]
-    return {
-        file.name if names.count(file.name) == 1 else f"{file.parent.name}/{file.name}": file_digest(file)
-        for file in files
-    }
+    """Digests of local files by name; of files with one name, by as many of their folders as tell them apart."""
+    files = dict.fromkeys(file.absolute() for part in located for file in part.files)
+    ends = {file: [Path(*file.parts[-depth:]) for depth in range(1, len(file.parts) + 1)] for file in files}
+    counts = Counter(end for each in ends.values() for end in each)
+    return {next(str(end) for end in ends[file] if counts[end] == 1): file_digest(file) for file in files}
 
 
 def _publish(
@@ -175,10 +175,7 @@ def _publish(
     name = fingerprint(identity)[:ID_LENGTH]
     folder = store.partial("dataset", name)
     store.discard_partial("dataset", name)
-    folder.mkdir(parents=True)
-    for file in (ROWS, LEFT_OUT):
-        if (ready.folder / file).exists():
-            (ready.folder / file).rename(folder / file)
+    hand_over(ready, folder)
     write_card(folder, card, next(islice(read_rows(folder), 1), None))
     rules: dict[str, Any] = {"duplicates_dropped": ready.prepared.duplicates, "system_prompt": card.system_prompt}
     if ready.prepared.unpaired:

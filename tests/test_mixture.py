@@ -114,6 +114,13 @@ def test_a_part_without_rows_is_refused(
     assert [fragment for fragment in fragments if fragment not in str(caught.value)] == []
 
 
+def test_a_part_that_others_have_whole_is_named(tmp_path: Path) -> None:
+    source = two(tmp_path, (1, 1), (10, 0))
+    write_rows(tmp_path / "b.jsonl", numbered("a", 5))
+    with pytest.raises(InputError, match=r"b\.jsonl: all its rows are in earlier parts, .*leave it out"):
+        mixed(tmp_path / "out", source)
+
+
 def test_problems_of_all_parts_are_told(tmp_path: Path) -> None:
     source = two(tmp_path, (1, 1))
     for name in "ab":

@@ -123,6 +123,58 @@ def test_every_format_gives_the_same_snapshot(tmp_path: Path, file: str) -> None
     assert len(lengths) == 8
 
 
+CALLS: list[dict[str, Any]] = [
+    {
+        "messages": [
+            {"role": "user", "content": "go"},
+            {"role": "assistant", "content": "", "tool_calls": [{"name": name, "arguments": arguments}]},
+            {"role": "tool", "content": "done"},
+            {"role": "assistant", "content": f"called {name}"},
+        ],
+        "tools": [{"name": name, "parameters": {"type": "object", "properties": {key: {"type": "string"}}}}],
+    }
+    for name, arguments, key in (("f", {"a": 1}, "a"), ("g", {"b": "x", "c": {"d": [1]}}, "b"))
+]
+
+
+@pytest.mark.parametrize("file", ["rows.parquet", "rows.arrow", "stream.arrow", "rows.feather"])
+def test_columnar_files_add_no_argument(tmp_path: Path, file: str) -> None:
+    FILES[file](tmp_path / file, CALLS)
+    expected = prepared(tmp_path / "plain", write_rows(tmp_path / "plain.jsonl", CALLS))
+    assert prepared(tmp_path / "out", tmp_path / file).rows_sha256 == expected.rows_sha256
+
+
+def write_as(path: Path, table: pyarrow.Table) -> Path:
+    """In the format of the path's ending, all rows in one group or batch."""
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(table, path)
+    else:
+        with pyarrow.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table)
+    return path
+
+
+@pytest.mark.parametrize("file", ["rows.parquet", "rows.arrow"])
+def test_a_text_that_is_not_utf8_is_found(tmp_path: Path, file: str) -> None:
+    rows = pyarrow.array([b"\xff" if number == 6 else b"a" for number in range(9)])
+    columns = {
+        "prompt": pyarrow.array([f"p{number}" for number in range(9)]),
+        "completion": rows.view(pyarrow.string()),
+    }
+    path = write_as(tmp_path / file, pyarrow.table(columns))
+    with pytest.raises(InputError) as caught:
+        prepared(tmp_path / "out", path)
+    assert str(caught.value).startswith(f"{path}: row 7: unreadable")
+
+
+@pytest.mark.parametrize("file", ["rows.parquet", "rows.arrow"])
+def test_columns_of_one_name_are_refused(tmp_path: Path, file: str) -> None:
+    table = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 3, names=["prompt", "completion", "completion"])
+    path = write_as(tmp_path / file, table)
+    with pytest.raises(InputError, match="it names column 'completion' twice; rename or remove one of them"):
+        prepared(tmp_path / "out", path)
+
+
 @pytest.mark.usefixtures("small_blocks")
 def test_neither_processes_nor_files_have_a_say(tmp_path: Path) -> None:
     write_rows(tmp_path / "plain.jsonl", DATA)
@@ -227,6 +279,19 @@ def test_large_arrays_are_read_in_parts(
             assert fragment in str(caught.value)
 
 
+@pytest.mark.parametrize("bad", ['{"a" 1}', '{"a": tru }', '{"a": 1, "a": 2}', "{'a': 1}"])
+def test_an_early_error_in_a_large_array_reads_no_further(
+    tmp_path: Path, bad: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_arrays, "WHOLE_BYTES", 100)
+    file = tmp_path / "a.json"
+    file.write_text(f'[{{"a": 0}},\n{bad}' + ',\n{"a": "text"}' * 500_000 + "]")
+    with file.open("rb") as stream:
+        with pytest.raises(InputError, match=r"line 2: (invalid|unreadable) JSON"):
+            list(json_arrays.array_members(stream, file))
+        assert stream.tell() < 2 << 20
+
+
 def names(path: str) -> list[str]:
     return [file.name for file in locate(DatasetSource(path=path))[0].files]
 
@@ -241,6 +306,23 @@ def test_a_path_names_many_files(tmp_path: Path) -> None:
     assert names(f"{tmp_path}/c.csv, {tmp_path}/b.jsonl") == ["b.jsonl", "c.csv"]
     assert names(f"{tmp_path}/c.csv,{tmp_path}/deep") == ["a.jsonl", "c.csv"]
     assert names(f"{tmp_path}/x,y.jsonl") == ["x,y.jsonl"]
+    assert names(f"{tmp_path}/**/**/a*") == ["a.jsonl", "a.jsonl.gz"]
+    (tmp_path / "d.csv").write_text("{}")
+    (tmp_path / "z.csv").symlink_to("c.csv")
+    assert names(f"{tmp_path}/*.csv") == ["c.csv", "d.csv"]
+    assert names(f"{tmp_path}/deep/a.jsonl,{tmp_path}/c*.csv,{tmp_path}/deep/../c.csv") == ["a.jsonl", "c.csv"]
+
+
+@pytest.mark.parametrize("top", [True, False])
+def test_a_folder_with_data_in_subfolders_is_refused(tmp_path: Path, *, top: bool) -> None:
+    for file in ("deep/er/b.jsonl.gz", ".git/c.jsonl", *(["a.jsonl"] if top else [])):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("{}")
+    with pytest.raises(InputError) as caught:
+        names(str(tmp_path))
+    assert f"one holds 'deep/er/b.jsonl.gz'; give '{tmp_path}/**/*.jsonl*'" in str(caught.value)
+    assert (f"or '{tmp_path}/*.jsonl*' to leave them out" in str(caught.value)) == top
+    assert names(f"{tmp_path}/**/*.jsonl*") == ["a.jsonl"] * top + ["b.jsonl.gz"]
 
 
 @pytest.mark.parametrize(

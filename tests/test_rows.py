@@ -373,6 +373,16 @@ def refusal(path: Path | str, role: Role, **keys: Any) -> str:
 
 
 BAD_FILES: dict[str, tuple[str, bytes, list[str]]] = {
+    "key twice": (
+        "a.jsonl",
+        b'{"prompt": "a", "completion": "b", "prompt": "c"}',
+        ["a.jsonl: line 1: unreadable JSON", "the key 'prompt' is there twice", "correct it"],
+    ),
+    "key twice in an array": (
+        "a.json",
+        f'[{SFT},\n{{"prompt": "a", "completion": [{{"content": "b", "content": "c"}}]}}]'.encode(),
+        ["a.json: line 2: unreadable JSON", "the key 'content' is there twice"],
+    ),
     "empty": ("a.jsonl", b"", ["a.jsonl: the file holds no rows (0 bytes)", "add rows"]),
     "empty json": ("a.json", b"", ["no rows (0 bytes)"]),
     "empty csv": ("a.csv", b"", ["no rows (0 bytes)"]),
@@ -388,7 +398,7 @@ BAD_FILES: dict[str, tuple[str, bytes, list[str]]] = {
     ),
     "array in lines": ("a.jsonl", f"[\n{SFT}\n]".encode(), ["a.jsonl: line 1: invalid JSON", "one JSON object"]),
     "deep": ("a.jsonl", b"[" * 100_000, ["a.jsonl: line 1: unreadable JSON", "recursion"]),
-    "deep array": ("a.json", b"[" * 100_000, ["a.json: unreadable JSON", "recursion"]),
+    "deep array": ("a.json", b"[" * 100_000, ["a.json: line 1: unreadable JSON", "recursion"]),
     "huge number": ("a.jsonl", b'{"x": ' + b"1" * 5000 + b"}", ["a.jsonl: line 1: unreadable JSON", "4300"]),
     "broken array": ("a.json", f"[{SFT},\n {SFT},]".encode(), ["a.json: line 2, column", "invalid JSON", "correct it"]),
     "object": ("a.json", b'{\n"train": []}', ["a.json: the file is one object with the keys 'train'", "an array of"]),

@@ -14,18 +14,18 @@ from prefect import flow
 from models.artifacts import Dataset
 from models.errors import InputError
 from models.fingerprint import ID_LENGTH
-from models.preparation import CARD_VERSION
-from models.sources import DatasetSource
+from models.preparation import CARD_VERSION, PartCount, Prepared, RenderedExample, SnapshotCard
+from models.sources import DatasetSource, RowSource
 from tasks.core.hub_rows import write_hub_rows
-from tasks.data.card import read_card
+from tasks.data.card import read_card, write_card
 from tasks.data.checking import wanted_rows
 from tasks.data.conversion import Wanted
 from tasks.data.located import Located, key_of
-from tasks.data.preparations import Preparations, Ready, leaving_nothing
+from tasks.data.preparations import Preparations, Ready, hand_over, leaving_nothing
 from tasks.data.preparing import Manner
 from tasks.data.rows import check_rows, digest, snapshot_identity
 from tasks.data.snapshot import ROWS, ROWS_BEFORE, read_rows
-from tasks.dataset import prepare_dataset
+from tasks.dataset import _card, prepare_dataset
 from tasks.execution import Execution
 from tasks.pruning import plan_prune
 from tasks.store import ArtifactStore
@@ -142,6 +142,72 @@ def test_what_is_prepared_in_vain_leaves_nothing(
         assert {path.name for path in waiting.iterdir()} == {ROWS, "prepared.json"}
     else:
         assert set(tmp_path.rglob("*")) == before
+
+
+def test_what_nobody_would_find_again_is_not_kept(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.data.preparations.key_of", lambda *arguments: None)  # as where no hub can be asked
+    with leaving_nothing(tmp_path / "home", Manner(), keep=True) as preparations:
+        folder = preparations.ready(DatasetSource(path=str(file)), SFT).folder
+    assert not folder.exists()
+    assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize("lost", [ROWS, "prepared.json"])
+def test_a_half_waiting_folder_is_made_again(tmp_path: Path, file: Path, reads: list[str], lost: str) -> None:
+    source = DatasetSource(path=str(file))
+    first = Preparations(tmp_path / "home").ready(source, SFT)
+    (first.folder / lost).unlink()
+    second = Preparations(tmp_path / "home").ready(source, SFT)
+    assert (second, len(reads)) == (first, 2)
+    assert len([*read_rows(second.folder)]) == len(DATA)
+
+
+def test_rows_are_handed_over_whole(tmp_path: Path, file: Path) -> None:
+    source = DatasetSource(path=str(file))
+    ready = Preparations(tmp_path / "home").ready(source, SFT)
+    hand_over(ready, tmp_path / "home" / "new")
+    assert [path.name for path in (tmp_path / "home" / "new").iterdir()] == [ROWS]
+    assert Preparations(tmp_path / "home").ready(source, SFT).prepared == ready.prepared
+
+
+def test_each_file_and_part_of_a_mixture_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str | None] = []
+
+    def hub_dataset(part: RowSource) -> dict[str, str]:
+        asked.append(part.revision)
+        return {}
+
+    monkeypatch.setattr("tasks.dataset.hub_dataset", hub_dataset)
+    files = [write_rows(tmp_path / place / "t.jsonl", DATA) for place in ("u/data", "v/data", "w")]
+    parts = [{"path": str(file)} for file in files] + [{"path": "org/rows"}, {"path": "org/rows", "split": "test"}]
+    source = DatasetSource.model_validate({"mixture": parts})
+    local = [Located(part, (Path(part.path),)) for part in source.mixture[:3]]
+    hub = [Located(part, (), letter * 40) for part, letter in zip(source.mixture[3:], "ab", strict=True)]
+    counts = [PartCount(source=part.path, weight=1, available=9, rows=3) for part in source.mixture]
+    prepared = Prepared(rows=15, read=45, duplicates=0, rows_sha256="0" * 64, size_bytes=1, parts=tuple(counts))
+    card = _card(source, "sft", None, Ready(prepared, tmp_path, (*local, *hub), None, published=False))
+    assert list(card.files) == ["u/data/t.jsonl", "v/data/t.jsonl", "w/t.jsonl"]
+    assert [part.revision for part in card.parts] == [None, None, None, "a" * 40, "b" * 40]
+    assert asked == ["a" * 40, "b" * 40]
+    write_card(tmp_path, card, None)
+    text = (tmp_path / "README.md").read_text()
+    assert f"| org/rows | 3 of 9 rows, commit {'a' * 40} |\n| org/rows | 3 of 9 rows, commit {'b' * 40} |" in text
+
+
+def test_names_write_no_markdown(tmp_path: Path) -> None:
+    name = "[x](y)|`<b>*\n# z"
+    keys: dict[str, Any] = {"digest": "d", "role": "sft", "rows_read": 1, "rows": 1}
+    code = "```\n# title\n````"
+    shown = RenderedExample(
+        context=code, trained="", tokens=1, trained_tokens=0, eos_trained=None, bos_doubled=False,
+        generation_prompt=True, tools_shown=None,
+    )  # fmt: skip
+    write_card(tmp_path, SnapshotCard(source={"path": name}, files={name: "f"}, example=shown, **keys), None)
+    text = (tmp_path / "README.md").read_text()
+    escaped = r"\[x\](y)\|\`\<b\>\* # z"
+    assert f"# Snapshot of {escaped}\n" in text
+    assert f"| {escaped} | f |\n" in text
+    assert f"\n`````text\n{code}\n`````\n" in text
 
 
 def test_parts_of_a_mixture_are_not_kept(tmp_path: Path, file: Path, reads: list[str]) -> None:

@@ -1,15 +1,17 @@
 """What a snapshot says of itself, for programs (`card.json`) and for people (`README.md`)."""
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from models.preparation import RenderedExample, SnapshotCard
+from models.preparation import PartCount, RenderedExample, SnapshotCard
 from tasks.data.lines import Row
 from tasks.files import replace_file
 
 CARD = "card.json"
 README = "README.md"
+_MARKUP = re.compile(r"[\\`*\[\]<>|&]")
 
 
 def write_card(folder: Path, card: SnapshotCard, first_row: Row | None) -> None:
@@ -26,16 +28,17 @@ def read_card(folder: Path) -> SnapshotCard | None:
 
 def _readme(card: SnapshotCard, first_row: Row | None) -> Iterator[str]:
     name = card.source.get("path") or "a mixture"
-    yield f"# Snapshot of {name}\n"
-    yield from _table({"Rows": f"{card.rows:,} of {card.rows_read:,} read", **_facts(card)})
+    yield f"# Snapshot of {_plain(name)}\n"
+    yield from _table([("Rows", f"{card.rows:,} of {card.rows_read:,} read"), *_facts(card).items()])
     if card.parts:
         yield "\n## Parts\n"
-        yield from _table({part.source: f"{part.rows:,} of {part.available:,} rows" for part in card.parts})
+        yield from _table((part.source, _taken(part)) for part in card.parts)
     if card.files:
         yield "\n## Files\n"
-        yield from _table({file: f"`{digest}`" for file, digest in card.files.items()})
+        yield from _table(card.files.items())
     if first_row:
-        yield f"\n## First row\n\n```json\n{json.dumps(first_row, indent=2, ensure_ascii=False)}\n```"
+        yield "\n## First row"
+        yield _fenced(json.dumps(first_row, indent=2, ensure_ascii=False), "json")
     if card.example:
         yield from _example(card.example)
     if card.problems:
@@ -45,21 +48,34 @@ def _readme(card: SnapshotCard, first_row: Row | None) -> Iterator[str]:
 
 def _example(example: RenderedExample) -> Iterator[str]:
     yield f"\n## As the model sees it\n\nGiven ({example.tokens - example.trained_tokens} tokens, without loss):"
-    yield f"\n```text\n{example.context}\n```"
+    yield _fenced(example.context, "text")
     if example.trained:
-        yield f"\nTrained on ({example.trained_tokens} tokens):\n\n```text\n{example.trained}\n```"
+        yield f"\nTrained on ({example.trained_tokens} tokens):"
+        yield _fenced(example.trained, "text")
     yield from (f"\nWarning: {warning}." for warning in example.warnings)
 
 
 def _problems(card: SnapshotCard) -> Iterator[str]:
     yield "\n## Rules that rows break\n\n| rule | rows | became | such as |\n|---|---|---|---|"
     for each in card.problems:
-        yield f"| {each.rule} | {each.rows:,} | {each.action} | {_cell('; '.join(each.examples))} |"
-    yield from (f"\n{remark}" for remark in card.remarks)
+        yield f"| {each.rule} | {each.rows:,} | {each.action} | {_plain('; '.join(each.examples))} |"
+    yield from (f"\n{_plain(remark)}" for remark in card.remarks)
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "&#124;").replace("\n", " ")
+def _fenced(text: str, language: str) -> str:
+    """A text as it is, between fences that it does not hold itself."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"\n{fence}{language}\n{text}\n{fence}"
+
+
+def _taken(part: PartCount) -> str:
+    commit = f", commit {part.revision}" if part.revision else ""
+    return f"{part.rows:,} of {part.available:,} rows{commit}"
+
+
+def _plain(text: str) -> str:
+    """A text of others in one line, of which Markdown makes nothing else."""
+    return _MARKUP.sub(r"\\\g<0>", " ".join(text.split()))
 
 
 def _facts(card: SnapshotCard) -> dict[str, str]:
@@ -76,14 +92,14 @@ def _facts(card: SnapshotCard) -> dict[str, str]:
         "Tokens of a row": lengths or "",
         "Revision": card.revision or "",
         "Licence": card.license or "not stated",
-        "Digest": f"`{card.digest}`",
+        "Digest": card.digest,
         "Layout": str(card.schema_version),
     }
     return {title: value for title, value in facts.items() if value}
 
 
-def _table(facts: dict[str, str]) -> Iterator[str]:
+def _table(facts: Iterable[tuple[str, str]]) -> Iterator[str]:
     yield "| | |"
     yield "|---|---|"
-    for title, value in facts.items():
-        yield f"| {title} | {_cell(value)} |"
+    for title, value in facts:
+        yield f"| {_plain(title)} | {_plain(value)} |"

@@ -1,6 +1,11 @@
-"""Rows of Parquet and Arrow files, taken in batches so that a large one is never held whole."""
+"""Rows of Parquet and Arrow files, taken in batches so that a large one is never held whole.
+
+Such a file gives every object of a column the members of all its objects, and what one of them does not have is null.
+Members that are null are therefore left out: nobody wrote them, and the same rows as JSONL do not have them.
+"""
 
 import io
+from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -22,13 +27,14 @@ def group_spans(file: Path, block_bytes: int) -> list[tuple[int, int, int]]:
     Nothing where a row group is too large to be read at once.
 
     Raises:
-        InputError: it is no Parquet file.
+        InputError: it is no Parquet file, or names a column twice.
     """
     import pyarrow
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(file) as parquet:
+            _check_columns(parquet.schema_arrow.names, file)
             groups = [parquet.metadata.row_group(index) for index in range(parquet.num_row_groups)]
     except pyarrow.ArrowException as error:
         raise unreadable(error, file, 1, "Parquet") from error
@@ -57,7 +63,7 @@ def group_rows(file: Path, start: int, stop: int, first: int) -> Iterator[Row]:
     try:
         with pyarrow.parquet.ParquetFile(file) as parquet:
             for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, row_groups=list(range(start, stop))):
-                for row in batch.to_pylist():
+                for row in _rows(batch):
                     number += 1
                     yield row
     except (pyarrow.ArrowException, *_NO_PYTHON_VALUE) as error:
@@ -74,13 +80,14 @@ def batches(stream: BinaryIO, file: Path, form: str, packed: bool) -> Iterator[t
         packed: Whether the stream unpacks, and cannot jump.
 
     Raises:
-        InputError: the rest of it cannot be read.
+        InputError: the rest of it cannot be read, or a column is named twice.
     """
     import pyarrow
 
     first = 1
     try:
         for batch in (_parquet_batches if form == ".parquet" else _arrow_batches)(stream, packed):
+            _check_columns(batch.schema.names, file)
             for start in range(0, batch.num_rows, _BATCH_ROWS):
                 part = batch.slice(start, _BATCH_ROWS)
                 yield first, as_stream(part)
@@ -108,10 +115,39 @@ def stream_rows(data: bytes, file: Path, first: int) -> Iterator[Row]:
     """
     import pyarrow
 
+    number = first
     try:
-        yield from pyarrow.ipc.open_stream(data).read_all().to_pylist()
+        for batch in pyarrow.ipc.open_stream(data):
+            for row in _rows(batch):
+                number += 1
+                yield row
     except (pyarrow.ArrowException, *_NO_PYTHON_VALUE) as error:
-        raise unreadable(error, file, first, "Arrow") from error
+        raise unreadable(error, file, number, "Arrow") from error
+
+
+def _rows(batch: Any) -> Iterator[Row]:
+    """The rows of a batch; where one of them cannot be read, those before it come first."""
+    import pyarrow
+
+    try:
+        rows = batch.to_pylist()
+    except (pyarrow.ArrowException, *_NO_PYTHON_VALUE):
+        rows = (batch.slice(index, 1).to_pylist()[0] for index in range(batch.num_rows))
+    for row in rows:
+        yield {column: _written(value) for column, value in row.items()}
+
+
+def _written(value: Any) -> Any:
+    """A value without the members of objects that are null."""
+    if isinstance(value, dict):
+        return {key: _written(member) for key, member in value.items() if member is not None}
+    return [_written(member) for member in value] if isinstance(value, list) else value
+
+
+def _check_columns(names: list[str], file: Path) -> None:
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise InputError(f"{file}: it names column '{name}' twice; rename or remove one of them")
 
 
 def unreadable(error: Exception, file: Path, row: int, form: str) -> InputError:

@@ -22,8 +22,7 @@ def fetched(part: Located, folder: Path) -> Path:
     from tasks.core.entry import fetch_rows
 
     folder.mkdir()
-    pinned = part.source.model_copy(update={"revision": part.commit or part.source.revision})
-    run_in_child(fetch_rows, (pinned, folder / FETCHED), ChildOptions(threads=1), _ignore, _ignore)
+    run_in_child(fetch_rows, (part.pinned, folder / FETCHED), ChildOptions(threads=1), _ignore, _ignore)
     return folder / FETCHED
 
 

@@ -1,13 +1,14 @@
 """The members of a JSON array, one after another, without holding all of a large one."""
 
 import codecs
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from models.errors import InputError
-from tasks.data.lines import decoded, json_type, shown_names
+from tasks.data.lines import decoded, json_type, shown_names, unrepeated
 
 WHOLE_BYTES = 32 << 20
 """An array up to this size is parsed at once, which gives the better messages."""
@@ -15,6 +16,9 @@ _REMEDY = "a JSON file holds an array of objects, correct it"
 _OF_ONE_ROW = frozenset({"messages", "conversations", "prompt", "instruction", "question", "chosen"})
 """Columns by which a file that is one object is known as one row."""
 _SPACE = " \t\r\n"
+_LONGEST_TOKEN = 16
+"""Characters of which the parser may need all to know what they are, strings excepted: `-Infinity`, `\\u20ac`."""
+_DECODER = json.JSONDecoder(object_pairs_hook=unrepeated)
 
 
 def array_members(stream: BinaryIO, file: Path) -> Iterator[object]:
@@ -36,11 +40,13 @@ def array_members(stream: BinaryIO, file: Path) -> Iterator[object]:
 
 def _parsed(content: str, file: Path) -> list[object]:
     try:
-        value = json.loads(content)
+        value = json.loads(content, object_pairs_hook=unrepeated)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise InputError(f"{file}: {place}: invalid JSON ({error.msg}); {_REMEDY}") from None
     except (ValueError, RecursionError) as error:
+        if content.lstrip().startswith("["):
+            list(_Streamed(content.encode(), io.BytesIO(), file))  # raises the same, with the line
         raise InputError(f"{file}: unreadable JSON ({str(error).split(';')[0]}); {_REMEDY}") from None
     if isinstance(value, list):
         return value
@@ -74,17 +80,21 @@ class _Streamed:
         self._next_character()
         while True:
             try:
-                value, end = json.JSONDecoder().raw_decode(self._text, self._at)
+                value, end = _DECODER.raw_decode(self._text, self._at)
                 if end < len(self._text) or self._ended:
                     self._at = end
                     return value
             except json.JSONDecodeError as error:
-                if self._ended:
+                if self._ended or not self._may_be_cut(error):
                     raise self._invalid(error.msg, error.pos) from None
             except (ValueError, RecursionError) as error:
                 cause = str(error).split(";", maxsplit=1)[0]
-                raise InputError(f"{self._file}: unreadable JSON ({cause}); {_REMEDY}") from None
+                raise InputError(f"{self._place(self._at)}: unreadable JSON ({cause}); {_REMEDY}") from None
             self._read_on()
+
+    def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
+        """Whether the member may be valid once its rest is read."""
+        return error.msg.startswith("Unterminated string") or error.pos > len(self._text) - _LONGEST_TOKEN
 
     def _expect(self, wanted: str) -> str:
         character = self._next_character()
@@ -120,5 +130,8 @@ class _Streamed:
             raise InputError(f"{self._file}: line {line}: {seen}; save the file as UTF-8") from None
 
     def _invalid(self, why: str, position: int) -> InputError:
+        return InputError(f"{self._place(position)}: invalid JSON ({why}); {_REMEDY}")
+
+    def _place(self, position: int) -> str:
         line = self._line + self._text.count("\n", 0, position)
-        return InputError(f"{self._file}: line {line}: invalid JSON ({why}); {_REMEDY}")
+        return f"{self._file}: line {line}"

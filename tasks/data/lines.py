@@ -61,11 +61,24 @@ def parsed_line(line: str) -> Row | InputError:
     """The JSON object of a line, or what is wrong with it."""
     remedy = "a line holds one JSON object, correct it or remove the line"
     try:
-        return as_object(json.loads(line))
+        return as_object(json.loads(line, object_pairs_hook=unrepeated))
     except json.JSONDecodeError as error:
         return InputError(f"invalid JSON at column {error.colno} ({error.msg}); {remedy}")
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+    except (ValueError, RecursionError) as error:  # a key twice, a number of thousands of digits, thousands of brackets
         return InputError(f"unreadable JSON ({str(error).split(';')[0]}); {remedy}")
+
+
+def unrepeated(members: list[tuple[str, Any]]) -> Row:
+    """A JSON object of its members.
+
+    Raises:
+        ValueError: two of them have the same key, of which one would be lost.
+    """
+    found = dict(members)
+    if len(found) < len(members):
+        names = [name for name, _ in members]
+        raise ValueError(f"the key {next(repr(name) for name in found if names.count(name) > 1)} is there twice")
+    return found
 
 
 def as_object(value: object) -> Row | InputError:

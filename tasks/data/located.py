@@ -36,6 +36,11 @@ class Located:
     commit: str | None = None
     """Commit of a hub dataset; none where the hub cannot be asked."""
 
+    @property
+    def pinned(self) -> RowSource:
+        """The source at that commit."""
+        return self.source.model_copy(update={"revision": self.commit or self.source.revision})
+
 
 def locate(source: DatasetSource) -> tuple[Located, ...]:
     """Find the files, or the hub's commits, of the source or of each part of a mixture.

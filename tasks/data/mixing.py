@@ -98,6 +98,9 @@ def _gathered(
 
 def _counts(source: DatasetSource, available: list[int]) -> tuple[PartCount, ...]:
     """How many rows each part gives: the most that keep the shares, at most `max_rows` in all."""
+    for rows, part in zip(available, source.mixture, strict=True):
+        if not rows:
+            raise InputError(f"{part.path}: all its rows are in earlier parts, or make no pair; leave it out")
     whole = sum(part.weight for part in source.mixture)
     most = min(rows * whole / part.weight for rows, part in zip(available, source.mixture, strict=True))
     total = min(most, source.max_rows or most)

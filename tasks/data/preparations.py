@@ -56,7 +56,8 @@ class Preparations:
     """The artifact root; it may not exist."""
     manner: Manner = field(default_factory=Manner)
     """How sources are prepared."""
-    _made: list[Path] = field(default_factory=list)
+    _made: dict[Path, bool] = field(default_factory=dict)
+    """Folders, and whether others find them."""
 
     def ready(self, source: DatasetSource, wanted: Wanted) -> Ready:
         """The source's rows, read now unless they are there.
@@ -79,7 +80,7 @@ class Preparations:
         located = locate(source)
         key = key_of(source, located, wanted)
         folder = self._new_folder()
-        self._made.append(folder)
+        self._made[folder] = False
         prepared = self._prepare(source, located, wanted, folder)
         if key_of(source, locate(source), wanted) != key:
             raise InputError(f"{source.label}: it changed while it was read; run again when nobody writes to it")
@@ -105,10 +106,11 @@ class Preparations:
         if not ready.published:
             shutil.rmtree(ready.folder, ignore_errors=True)
 
-    def discard_all(self) -> None:
-        """Remove whatever was made here and not published."""
-        for folder in self._made:
-            shutil.rmtree(folder, ignore_errors=True)
+    def discard_all(self, *, keep_waiting: bool = False) -> None:
+        """Remove whatever was made here and not published, or of it only what nobody would find again."""
+        for folder, waits in self._made.items():
+            if not (waits and keep_waiting):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _found(self, key: str, located: tuple[Located, ...]) -> Ready | None:
         noted = _read(self._note(key))
@@ -118,8 +120,12 @@ class Preparations:
             if (snapshot / ROWS).exists() or (snapshot / ROWS_BEFORE).exists():
                 return Ready(noted, snapshot, located, key, published=True)
         waiting = self._waiting(key)
-        prepared = _read(waiting / _FOUND)
-        return Ready(prepared, waiting, located, key, published=False) if prepared else None
+        if waiting.exists():
+            prepared = _read(waiting / _FOUND)
+            if prepared and (waiting / ROWS).exists():
+                return Ready(prepared, waiting, located, key, published=False)
+            shutil.rmtree(waiting, ignore_errors=True)  # nothing can be made of it, and it is in the way
+        return None
 
     def _note(self, key: str) -> Path:
         return self.home / ".cache" / "sources" / f"{key}.json"
@@ -143,9 +149,21 @@ class Preparations:
         waiting = self._waiting(key)
         with suppress(OSError):
             folder.rename(waiting)
-            self._made.append(waiting)
+            self._made[waiting] = True
             return waiting
         return folder
+
+
+def hand_over(ready: Ready, folder: Path) -> None:
+    """Make the rows the beginning of a new folder, by one rename: what waits is whole or gone, whoever is killed.
+
+    Args:
+        ready: Rows that are not published.
+        folder: Where they go; it does not exist.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    ready.folder.rename(folder)
+    (folder / _FOUND).unlink()
 
 
 def _read(file: Path) -> Prepared | None:
@@ -171,8 +189,7 @@ def leaving_nothing(home: Path, manner: Manner, *, keep: bool) -> Iterator[Prepa
         yield preparations
         done = True
     finally:
-        if not (done and keep):
-            preparations.discard_all()
-            for path in new:
-                with suppress(OSError):  # not empty: somebody else's
-                    path.rmdir()
+        preparations.discard_all(keep_waiting=done and keep)
+        for path in new:
+            with suppress(OSError):  # not empty: rows that wait, or somebody else's
+                path.rmdir()

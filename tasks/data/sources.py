@@ -67,7 +67,7 @@ def is_on_hub(source: RowSource, files: list[Path]) -> bool:
 def local_files(source: RowSource) -> list[Path]:
     """The data files that a path names, in the order of their names, or nothing.
 
-    Of a folder, a README and the like are ignored.
+    A file that is named twice is taken once. Of a folder, a README and the like are ignored.
 
     Raises:
         InputError: files of no known format, or what cannot be read.
@@ -75,12 +75,20 @@ def local_files(source: RowSource) -> list[Path]:
     whole = Path(source.path)
     pieces = [piece.strip() for piece in source.path.split(",") if piece.strip()]
     if len(pieces) < 2 or _exists(whole):
-        return _files(source.path)
+        return _in_order(_files(source.path))
     found = {piece: _files(piece) for piece in pieces}
     for piece, files in found.items():
         if not files:
             raise InputError(f"{piece}: no such file or folder, one of several; {_nearest_file(Path(piece))}")
-    return sorted({file for files in found.values() for file in files}, key=lambda file: (file.name, str(file)))
+    return _in_order([file for files in found.values() for file in files])
+
+
+def _in_order(files: list[Path]) -> list[Path]:
+    """The files in the order of their names; of several paths to one file, the first."""
+    found: dict[Path, Path] = {}
+    for file in sorted(files, key=lambda file: (file.name, str(file))):
+        found.setdefault(file.resolve(), file)
+    return list(found.values())
 
 
 def _files(text: str) -> list[Path]:
@@ -106,14 +114,19 @@ def _matching_files(pattern: str) -> list[Path]:
     files = [file for file in files if file.is_file() and file_format(file)]
     if not files:
         raise InputError(f"{pattern}: no data file has such a name; correct the pattern, or give {FORMATS}")
-    return sorted(files, key=lambda file: (file.name, str(file)))
+    return files
 
 
 def _folder_files(folder: Path) -> list[Path]:
     try:
         files = sorted(file for file in folder.iterdir() if not file.name.startswith(".") and file_format(file))
+        deeper = next(_deeper_files(folder), None)
     except OSError as error:
         raise InputError(f"{folder}: cannot be read ({error}); correct the path or its permissions") from error
+    if deeper:
+        these = f"; give '{folder}/**/*{file_format(deeper)}*' to take subfolders, too"
+        these += f", or '{folder}/*{file_format(files[0])}*' to leave them out" if files else ""
+        raise InputError(f"{folder}: a folder is read without its subfolders, and one holds '{deeper}'{these}")
     formats = sorted({str(file_format(file)) for file in files})
     if not files:
         raise InputError(f"{folder}: the folder holds no data file; give {FORMATS}")
@@ -122,6 +135,14 @@ def _folder_files(folder: Path) -> list[Path]:
         remedy = "a folder is read as one format: name one file, or move the others"
         raise InputError(f"{folder}: the folder mixes {' and '.join(formats)} ({names}); {remedy}")
     return files
+
+
+def _deeper_files(folder: Path) -> Iterator[Path]:
+    """Data files in subfolders, hidden ones excepted, by their path in the folder."""
+    for inner in sorted(folder.iterdir()):
+        if inner.is_dir() and not inner.name.startswith("."):
+            paths = (path.relative_to(folder) for path in inner.rglob("*") if file_format(path) and path.is_file())
+            yield from (path for path in paths if not any(part.startswith(".") for part in path.parts))
 
 
 def _refuse_hub_keys(source: RowSource) -> None:
