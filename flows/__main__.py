@@ -91,6 +91,9 @@ def _align(recipe: "Recipe", name: str, **options: Any) -> int:
 
 def _retrain(arguments: Namespace) -> int:
     """Train and judge what has changed, and say what became of it."""
+    from tasks.promoting import check_alias
+
+    check_alias(arguments.alias)
     recipe = _recipe(arguments)
     _preflight(recipe)
 
@@ -175,10 +178,10 @@ def _compare(arguments: Namespace) -> int:
     from flows.reading import open_store
     from flows.terminal import make_console, print_comparison
     from settings.recipes import build_recipe
-    from tasks.contest import find_contest
+    from tasks.contest import find_entrants
 
     recipe = build_recipe(arguments.recipe, {}) if arguments.recipe else None
-    find_contest(open_store(), arguments.a, arguments.b, recipe)
+    find_entrants(open_store(), (arguments.a, arguments.b), recipe)
 
     def run() -> "tuple[Comparison, Path]":
         from flows.compare import compare

@@ -9,7 +9,7 @@ from models.comparison import Comparison
 from models.recipe import Recipe
 from settings.settings import load_settings
 from tasks.comparing import compare as compare_rows
-from tasks.contest import find_contest, write_page
+from tasks.contest import find_entrants, write_page
 from tasks.store import ArtifactStore
 
 
@@ -31,6 +31,6 @@ def compare(a: str, b: str, recipe: Recipe | None = None, page: Path | None = No
     """
     settings = load_settings()
     store = ArtifactStore(settings.home)
-    before, after = judge(find_contest(store, a, b, recipe), settings)
+    before, after = judge(find_entrants(store, (a, b), recipe), settings)
     found = compare_rows(after, before, "other")
     return found, write_page(store, found, before, after, page)

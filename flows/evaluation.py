@@ -14,7 +14,7 @@ from models.stages import EvaluationInput
 from settings.settings import Settings, load_settings
 from tasks.compare import show_comparisons
 from tasks.comparing import compare
-from tasks.contest import Contest, find_contest, find_entrants, write_page
+from tasks.contest import Contest, find_entrants, write_page
 from tasks.data.checking import cleaning_of
 from tasks.data.rows import Role
 from tasks.dataset import prepare_dataset
@@ -46,9 +46,7 @@ def evaluate(
     """
     settings = load_settings()
     store = ArtifactStore(settings.home)
-    contest = (
-        find_contest(store, checkpoint, against, recipe) if against else find_entrants(store, [checkpoint], recipe)
-    )
+    contest = find_entrants(store, [checkpoint, against] if against else [checkpoint], recipe)
     results = judge(contest, settings)
     show_figures(results)
     if against:

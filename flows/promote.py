@@ -1,6 +1,6 @@
 """Promotion as a flow: point an alias to a checkpoint, or back, from the Prefect UI or another flow."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from prefect import get_run_logger
 from prefect.runtime import flow_run
@@ -11,6 +11,7 @@ from models.errors import InputError
 from models.retraining import Decision
 from settings.settings import load_settings
 from tasks.approving import ask, promote_and_tell
+from tasks.decisions import write_decision
 from tasks.ending import ended
 from tasks.finding import resolve
 from tasks.promoting import rollback as point_back
@@ -34,7 +35,8 @@ def promote(  # noqa: PLR0913, PLR0917 - a form
     and the decision is kept. When nobody answers in time, the run ends as Failed and nothing is promoted.
 
     Args:
-        checkpoint: An alias, a stage (its newest checkpoint), a name, or the beginning of a fingerprint.
+        checkpoint: An alias, a stage (its newest checkpoint), a name, or the beginning of a fingerprint; what that
+            means when the run starts, also where somebody is asked first.
         alias: The alias to point to it.
         reason: Why, for the alias's history; with `approval_days`, the form asks for it.
         by: Who does it, for the history; default: ALIGN_PROMOTED_BY.
@@ -52,17 +54,18 @@ def promote(  # noqa: PLR0913, PLR0917 - a form
         raise InputError("give either a checkpoint to promote, or rollback, and not both")
     settings, logger = load_settings(), get_run_logger()
     store = ArtifactStore(settings.home)
-    told = {"by": by or settings.promoted_by, "reason": reason}
+    told: dict[str, Any] = {"by": by or settings.promoted_by, "reason": reason}
     if not checkpoint:
         now = point_back(store, alias, logger.info, flow_run=str(flow_run.id or ""), **told)
     elif approval_days is None:
         now = promote_and_tell(store, resolve(store, checkpoint)[0], alias, despite_gate, **told)
     else:
-        path = resolve(store, checkpoint)[0]
-        decision = ask(store, path.name, alias, approval_days)
+        decision = ask(store, checkpoint, alias, approval_days)
         if decision.state == "rejected":
             return ended("Rejected", f"rejected by {decision.by or 'somebody'}: {decision.reason}", decision)
         told = {"by": decision.by or told["by"], "reason": decision.reason}
-        now = promote_and_tell(store, path, alias, despite_gate, **told)
+        path = resolve(store, decision.checkpoint)[0]
+        now = promote_and_tell(store, path, alias, despite_gate, decision, **told)
+        write_decision(store.home, decision)
     logger.info("%s points to %s", alias, now.checkpoint)
     return now

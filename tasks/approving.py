@@ -11,6 +11,7 @@ from typing import Any, Literal
 from prefect import get_run_logger, suspend_flow_run
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import FlowRun
+from prefect.context import FlowRunContext
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.input import RunInput
@@ -22,9 +23,10 @@ from models.errors import InputError
 from models.retraining import Decision
 from models.run import RunRecord
 from tasks.aliases import changing, read_alias
-from tasks.decisions import APPROVE, in_days, read_decision, stands, what_to_do, write_decision
+from tasks.decisions import APPROVE, asked_by, in_days, is_open, read_decision, stands, what_to_do, write_decision
 from tasks.events import tell
-from tasks.promoting import promote
+from tasks.finding import resolve
+from tasks.promoting import check_alias, promote, refuse_reward_model
 from tasks.reporting.verdict import verdict
 from tasks.run_record import all_runs
 from tasks.store import ArtifactStore, utc_now
@@ -46,10 +48,17 @@ class Approval(RunInput):
     """Who decides, for the history."""
 
 
-def promote_and_tell(store: ArtifactStore, path: Path, alias: str, despite_gate: bool = False, **told: Any) -> Alias:
+def promote_and_tell(
+    store: ArtifactStore,
+    path: Path,
+    alias: str,
+    despite_gate: bool = False,
+    answers: Decision | None = None,
+    **told: Any,
+) -> Alias:
     """Point an alias to a checkpoint, as `tasks.promoting.promote` does, and emit an event where that changes it."""
     run = str(flow_run.id or "")
-    now, changed = promote(store, path, alias, get_run_logger().info, despite_gate, flow_run=run, **told)
+    now, changed = promote(store, path, alias, get_run_logger().info, despite_gate, answers, flow_run=run, **told)
     if changed:
         before = now.history[-1].previous
         message = f"{alias} points to {path.name}" + f", before to {before}" * bool(before)
@@ -74,15 +83,14 @@ def hold(store: ArtifactStore, record: RunRecord, alias: str, days: float) -> De
         known = read_decision(store.home, alias, checkpoint)
         if known and stands(known, read_alias(store.home, alias)):
             return known
-        asking = _start_asking(checkpoint, alias, days)
-        decision = _new_question(store, checkpoint, alias, days).model_copy(update={"asking": asking})
-        write_decision(store.home, decision)
+        asking = _start_asking(checkpoint, alias, days, known.asking if known else "")
+        decision = write_decision(store.home, _new_question(store, checkpoint, alias, days, asking))
     message = f"{checkpoint}: {what_to_do(decision)}"
     tell("align.checkpoint.held", checkpoint, message, **decision.model_dump(mode="json"))
     return decision
 
 
-def _start_asking(checkpoint: str, alias: str, days: float) -> str:
+def _start_asking(checkpoint: str, alias: str, days: float, before: str) -> str:
     """Id of the flow run that asks; empty where the server has no such deployment."""
     with suppress(ObjectNotFound):
         asking: FlowRun = run_deployment(  # type: ignore[assignment]  # it also has an asynchronous form
@@ -91,56 +99,74 @@ def _start_asking(checkpoint: str, alias: str, days: float) -> str:
             flow_run_name=f"{checkpoint} as {alias}",
             timeout=0,
             as_subflow=False,
-            # A retraining that dies here and is tried again asks once.
-            idempotency_key=f"{alias}-{checkpoint}-{flow_run.id}",
+            # A retraining that dies here and is tried again asks once, but anew where the run that asked has died.
+            idempotency_key=f"{alias}-{checkpoint}-{flow_run.id}-{before}",
         )
         return str(asking.id)
     return ""
 
 
-def ask(store: ArtifactStore, checkpoint: str, alias: str, days: float) -> Decision:
+def ask(store: ArtifactStore, wanted: str, alias: str, days: float) -> Decision:
     """Suspend the flow run until somebody has decided; it begins anew then, and this returns what was decided.
 
-    Where nobody resumes it in time, the server ends it as Failed: nothing is promoted, and the next retraining asks
-    again.
+    The question is on file before the run waits: it names the checkpoint, which so is not pruned, and what the alias
+    pointed to. A rejection is on file when this returns; an approval is for the caller to write once the alias points
+    to the checkpoint. Where nobody resumes the run in time, the server ends it as Failed: nothing is promoted, and the
+    next retraining asks again.
+
+    Args:
+        store: The artifact root.
+        wanted: The checkpoint, as a user names it; what it means when the question is put is what the answer is about.
+        alias: What would point to it.
+        days: How long the question stands.
 
     Raises:
-        InputError: it was approved, but the alias points elsewhere than when the question was put.
+        InputError: there is no such checkpoint, the alias is not for it, or it is asked about elsewhere.
     """
-    evidence = _evidence(store, checkpoint, alias)
-    if (flow_run.run_count or 1) == 1:
-        publish(create_markdown_artifact, evidence, key=f"approval-{checkpoint}", description=f"{checkpoint}: {alias}?")
+    check_alias(alias)
+    resumed = _is_resumed()
+    with changing(store.home, alias):
+        asked = _question(store, wanted, alias, days, resumed)
+    evidence = _evidence(store, asked.checkpoint, alias)
+    if not resumed:
+        about = f"{asked.checkpoint}: {alias}?"
+        publish(create_markdown_artifact, evidence, key=f"approval-{asked.checkpoint}", description=about)
     form = Approval.with_initial_data(description=evidence)
-    approval = suspend_flow_run(wait_for_input=form, timeout=int(days * _SECONDS_OF_A_DAY))
-    asked = _question(store, checkpoint, alias, days)
-    if approval.decision == "approve":
-        _refuse_moved_alias(asked, store.home)
-    return _decided(store.home, asked, approval)
+    decision = _decided(asked, suspend_flow_run(wait_for_input=form, timeout=int(days * _SECONDS_OF_A_DAY)))
+    return write_decision(store.home, decision) if decision.state == "rejected" else decision
 
 
-def _refuse_moved_alias(decision: Decision, home: Path) -> None:
-    """An approval that was asked for against one champion is none against another."""
-    alias = read_alias(home, decision.alias)
-    if alias and alias.checkpoint not in (decision.rival, decision.checkpoint):
-        raise InputError(
-            f"{decision.alias} points to {alias.checkpoint} since {alias.history[-1].when}, but {decision.checkpoint} "
-            f"was compared with {decision.rival or 'nothing'}; retrain to compare it anew, or `align promote` it"
-        )
+def _is_resumed() -> bool:
+    """Whether this flow run has waited for its answer already; a Retry of one that has ended asks anew."""
+    context = FlowRunContext.get()
+    return bool(context and context.flow_run and context.flow_run.empirical_policy.pause_keys)
 
 
-def _decided(home: Path, asked: Decision, approval: Approval) -> Decision:
+def _question(store: ArtifactStore, wanted: str, alias: str, days: float, resumed: bool) -> Decision:
+    """The question that this flow run asks; put on file where it is not there yet."""
+    run = str(flow_run.id)
+    known = asked_by(store.home, alias, run)
+    if known and (resumed or is_open(known)):
+        return known
+    if resumed:
+        place = store.home / "decisions" / alias
+        raise InputError(f"another question has replaced that of this run in {place}, or it was removed; ask anew")
+    path, manifest = resolve(store, known.checkpoint if known else wanted)
+    points_to = read_alias(store.home, alias)
+    refuse_reward_model(manifest, path.name, alias, points_to)
+    other = read_decision(store.home, alias, path.name)
+    if other and other.asking not in ("", run) and stands(other, points_to):
+        raise InputError(f"{path.name}: {what_to_do(other)}")
+    return write_decision(store.home, _new_question(store, path.name, alias, days, run))
+
+
+def _decided(asked: Decision, approval: Approval) -> Decision:
     state: Literal["approved", "rejected"] = "approved" if approval.decision == "approve" else "rejected"
     told = {"state": state, "decided": utc_now(), "by": approval.by, "reason": approval.reason}
-    return write_decision(home, asked.model_copy(update=told))
+    return asked.model_copy(update=told)
 
 
-def _question(store: ArtifactStore, checkpoint: str, alias: str, days: float) -> Decision:
-    """The question that was put about a checkpoint and an alias; without a retraining, none was."""
-    known = read_decision(store.home, alias, checkpoint)
-    return known if known and known.state == "held" else _new_question(store, checkpoint, alias, days)
-
-
-def _new_question(store: ArtifactStore, checkpoint: str, alias: str, days: float) -> Decision:
+def _new_question(store: ArtifactStore, checkpoint: str, alias: str, days: float, asking: str) -> Decision:
     points_to, record = read_alias(store.home, alias), _judged_by(store, checkpoint)
     return Decision(
         alias=alias,
@@ -150,6 +176,7 @@ def _new_question(store: ArtifactStore, checkpoint: str, alias: str, days: float
         rival=points_to.checkpoint if points_to else None,
         asked=utc_now(),
         until=in_days(days),
+        asking=asking,
     )
 
 

@@ -30,21 +30,6 @@ class Contest:
     """Scorer of the replies: the run's own, where it made one."""
 
 
-def find_contest(store: ArtifactStore, a: str, b: str, recipe: Recipe | None = None) -> Contest:
-    """Find out what a user wants to compare.
-
-    Args:
-        store: The artifact root.
-        a: A checkpoint, or a run: its last policy.
-        b: The one to hold against it.
-        recipe: What to measure; default: the evaluation of the newest run that has made one of the two.
-
-    Raises:
-        InputError: one of them is not there or is a reward model, both are one, or no run says what to measure.
-    """
-    return find_entrants(store, (a, b), recipe)
-
-
 def find_entrants(store: ArtifactStore, wanted: Sequence[str], recipe: Recipe | None = None) -> Contest:
     """Find out which models a user means, and what to measure them with.
 

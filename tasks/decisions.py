@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from uuid import UUID
 
 from pydantic import ValidationError
 
@@ -37,6 +38,16 @@ def write_decision(home: Path, decision: Decision) -> Decision:
     return decision
 
 
+def asked_by(home: Path, alias: str, run: str) -> Decision | None:
+    """The question about an alias that a flow run puts, or has put.
+
+    Raises:
+        DamagedArtifact: the file of a decision about that alias cannot be read.
+    """
+    found = (read_decision(home, alias, path.stem) for path in sorted(home.glob(f"decisions/{alias}/[!.]*.json")))
+    return next((decision for decision in found if decision and decision.asking == run), None)
+
+
 def awaited(home: Path) -> list[Decision]:
     """The questions that somebody may still answer.
 
@@ -54,8 +65,23 @@ def is_open(decision: Decision) -> bool:
 
 
 def stands(decision: Decision | None, points_to: Alias | None) -> bool:
-    """Whether a question is open and still about what the alias points to now."""
-    return bool(decision and is_open(decision) and decision.rival == (points_to and points_to.checkpoint))
+    """Whether a question is open, still about what the alias points to now, and can still be answered."""
+    if not (decision and is_open(decision) and decision.rival == (points_to and points_to.checkpoint)):
+        return False
+    return not decision.asking or _is_alive(decision.asking)
+
+
+def _is_alive(run: str) -> bool:
+    """Whether a flow run may still be resumed; one that has ended, or that the server does not know, asks nobody."""
+    from prefect import get_client
+    from prefect.exceptions import ObjectNotFound
+
+    with get_client(sync_client=True) as client:
+        try:
+            state = client.read_flow_run(UUID(run)).state
+        except ObjectNotFound:
+            return False
+    return not (state and state.is_final())
 
 
 def what_to_do(decision: Decision) -> str:

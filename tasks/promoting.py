@@ -4,9 +4,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from models.aliases import Alias, Promotion, alias_problem
+from models.aliases import CHAMPION, Alias, Promotion, alias_problem
 from models.artifacts import Manifest
 from models.errors import DamagedArtifact, InputError
+from models.retraining import Decision
 from tasks.aliases import changing, read_alias, write_alias
 from tasks.finding import resolve
 from tasks.gate import last_gate, refuse_closed_gate
@@ -15,7 +16,13 @@ from tasks.store import ArtifactStore, Waiting, damage, read_manifest, utc_now
 
 
 def promote(
-    store: ArtifactStore, path: Path, alias: str, waiting: Waiting, despite_gate: bool = False, **told: Any
+    store: ArtifactStore,
+    path: Path,
+    alias: str,
+    waiting: Waiting,
+    despite_gate: bool = False,
+    answers: Decision | None = None,
+    **told: Any,
 ) -> tuple[Alias, bool]:
     """Point an alias to a checkpoint.
 
@@ -25,17 +32,18 @@ def promote(
         alias: The alias; made where there is none of that name.
         waiting: Called where another process is at work on the checkpoint.
         despite_gate: Whether a checkpoint that the gate of its newest run has not let pass may be promoted.
+        answers: The question that a person has answered so, where one was asked.
         told: Further fields of `Promotion`: `by`, `reason`, `command` or `flow_run`.
 
     Returns:
         The alias as it is now, and whether that has changed: one that points there already stays as it is.
 
     Raises:
-        InputError: the alias has an impossible name, or the gate is closed.
+        InputError: the alias has an impossible name or is for policies only, the gate is closed, or the alias points
+            elsewhere than when the question was put.
         DamagedArtifact: the checkpoint is not whole.
     """
-    if problem := alias_problem(alias):
-        raise InputError(f"'{alias}' cannot be an alias: {problem}")
+    check_alias(alias)
     manifest, gate = read_manifest(path), last_gate(store.home, path.name)
     if not despite_gate:
         refuse_closed_gate(gate)
@@ -45,7 +53,43 @@ def promote(
         known = read_alias(store.home, alias)
         if known and known.checkpoint == path.name:
             return known, False
+        refuse_reward_model(manifest, path.name, alias, known)
+        if answers:
+            _refuse_moved(answers, known)
         return _extend(store, alias, known, path, manifest, told), True
+
+
+def check_alias(name: str) -> None:
+    """Refuse an impossible name.
+
+    Raises:
+        InputError: no alias can have that name.
+    """
+    if problem := alias_problem(name):
+        raise InputError(f"'{name}' cannot be an alias: {problem}")
+
+
+def refuse_reward_model(manifest: Manifest, checkpoint: str, alias: str, known: Alias | None) -> None:
+    """Keep aliases of policies to policies: what a policy is to be held against must write replies.
+
+    Raises:
+        InputError: the checkpoint is a reward model, and the alias is the champion or points to a policy.
+    """
+    of_policies = alias == CHAMPION or (known and not known.checkpoint.startswith("reward-"))
+    if manifest.identity.get("stage") == "reward" and of_policies:
+        raise InputError(
+            f"'{alias}' cannot point to {checkpoint}, a reward model; a policy can only beat a policy; take another "
+            "alias for it, such as 'judge'"
+        )
+
+
+def _refuse_moved(asked: Decision, known: Alias | None) -> None:
+    """An approval that was asked for against one champion is none against another."""
+    if known and known.checkpoint != asked.rival:
+        raise InputError(
+            f"{asked.alias} points to {known.checkpoint} since {known.history[-1].when}, but {asked.checkpoint} was "
+            f"compared with {asked.rival or 'nothing'}; retrain to compare it anew, or `align promote` it"
+        )
 
 
 def rollback(store: ArtifactStore, alias: str, waiting: Waiting, **told: Any) -> Alias:

@@ -15,6 +15,7 @@ from models.aliases import ALIAS_LAYOUT, Alias, Promotion, alias_problem
 from models.artifacts import Stage
 from models.errors import DamagedArtifact, InputError
 from models.fingerprint import ID_LENGTH
+from models.retraining import Decision
 from tasks.aliases import all_aliases, read_alias
 from tasks.finding import resolve
 from tasks.promoting import promote, rollback
@@ -39,17 +40,18 @@ def test_promotion_and_rollback_keep_the_whole_history(
     store: ArtifactStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("ALIGN_PROMOTED_BY", "release team")
-    sft, dpo, reward = name_of("sft"), name_of("dpo"), name_of("reward")
+    sft, dpo, grpo = name_of("sft"), name_of("dpo"), name_of("grpo")
+    publish(store, "grpo")
     assert main(["promote", "sft", "--reason", "the first"]) == 0
     assert main(["promote", dpo[:8], "--by", ""]) == 0
-    assert main(["promote", "reward"]) == 0
+    assert main(["promote", "grpo"]) == 0
     assert main(["promote", "--rollback", "--reason", "worse"]) == 0
     assert main(["promote", "--rollback"]) == 0
     assert said(store) == [
         ("promotion", sft, None),
         ("promotion", dpo, sft),
-        ("promotion", reward, dpo),
-        ("rollback", dpo, reward),
+        ("promotion", grpo, dpo),
+        ("rollback", dpo, grpo),
         ("rollback", sft, dpo),
     ]
     assert f"champion -> {sft}, before {dpo}" in capsys.readouterr().out
@@ -61,14 +63,15 @@ def test_promotion_and_rollback_keep_the_whole_history(
     assert (second["by"], second["gate"], fourth["command"]) == ("", None, "align promote --rollback")
     assert main(["aliases"]) == 0
     shown = capsys.readouterr().out
-    assert all(part in shown for part in ("champion", sft, f"before: {reward}", "release team", "the first"))
+    assert all(part in shown for part in ("champion", sft, f"before: {grpo}", "release team", "the first"))
     assert main(["promote", "--rollback"]) == 2
     assert f"'champion' has pointed to nothing before {sft}" in capsys.readouterr().err
     assert len(said(store)) == 5
 
 
 def test_a_promotion_after_a_rollback_goes_back_to_what_stood(store: ArtifactStore) -> None:
-    for wanted in ("sft", "reward"):
+    publish(store, "grpo")
+    for wanted in ("sft", "grpo"):
         to_champion(store, wanted)
     rollback(store, "champion", print)
     to_champion(store, "dpo")
@@ -100,6 +103,36 @@ def test_chat_refuses_the_reward_model_that_an_alias_means(
     assert main(["promote", "reward", "--alias", "judge"]) == 0
     assert main(["chat", "judge", "--prompt", "hello"]) == 2
     assert name_of("reward") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("alias", ["champion", "candidate"])
+def test_an_alias_of_policies_points_to_no_reward_model(
+    store: ArtifactStore, capsys: pytest.CaptureFixture[str], alias: str
+) -> None:
+    assert main(["promote", "sft", "--alias", "candidate"]) == 0
+    assert main(["promote", "reward", "--alias", alias]) == 2
+    assert f"'{alias}' cannot point to {name_of('reward')}, a reward model" in capsys.readouterr().err
+    assert {one.name: one.checkpoint for one in all_aliases(store.home)} == {"candidate": name_of("sft")}
+
+
+def test_an_approval_counts_only_against_what_the_question_named(store: ArtifactStore) -> None:
+    to_champion(store, "sft")
+    times = {"asked": "2026-01-01T00:00:00+00:00", "until": "2026-01-08T00:00:00+00:00"}
+    asked = Decision(alias="champion", checkpoint=name_of("dpo"), run="", state="held", rival=name_of("sft"), **times)
+    publish(store, "grpo")
+    to_champion(store, "grpo")
+    path = store.folder("checkpoint", name_of("dpo"))
+    with pytest.raises(InputError, match=f"but {name_of('dpo')} was compared with {name_of('sft')}"):
+        promote(store, path, "champion", print, answers=asked)
+    _, changed = promote(store, path, "champion", print, answers=asked.model_copy(update={"rival": name_of("grpo")}))
+    assert changed
+
+
+def test_a_retraining_refuses_an_impossible_alias_first(
+    store: ArtifactStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["retrain", "no.yaml", "--alias", "a b"]) == 2
+    assert "'a b' cannot be an alias" in capsys.readouterr().err
 
 
 def test_a_damaged_checkpoint_is_not_promoted(store: ArtifactStore, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,22 +5,27 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
+from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.settings import PREFECT_API_URL
+from prefect.states import Cancelled, Crashed, Failed, Suspended
 
 from models.gate import Better, Gate, NoWorse
 from models.recipe import Recipe
-from models.retraining import Promotion, Retraining
+from models.retraining import Decision, Promotion, Retraining
 from models.run import RunRecord
 from tasks.aliases import read_alias
-from tasks.decisions import read_decision
+from tasks.decisions import awaited, in_days, read_decision, stands
+from tasks.finding import resolve
 from tasks.pruning import plan_prune
 from tasks.retraining import gate_of_retraining
 from tasks.store import ArtifactStore
 from tests.faults import Server, wait_until
+from tests.folders import publish
 from tests.test_flow import changed, task_runs
 from tests.test_worker import Workplace
 
@@ -55,13 +60,13 @@ class Ended:
 
 def retrain(recipe: Recipe, home: Path, promotion: Promotion = "automatic", alias: str = "champion") -> Ended:
     """Run the flow in this process."""
-    from flows.retrain import retrain as flow
+    from flows.retrain import retrain as retraining
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ALIGN_HOME", str(home))
         patch.setenv("ALIGN_PROMOTED_BY", "the schedule")
         begun = time.monotonic()
-        state = flow(recipe, "tiny", promotion, alias, return_state=True)
+        state = retraining(recipe, "tiny", promotion, alias, return_state=True)
         seconds = time.monotonic() - begun
     assert state.type.value == "COMPLETED", state
     result = state.result()
@@ -114,6 +119,21 @@ def test_new_data_trains_what_depends_on_it_and_a_closed_gate_promotes_nothing(
     assert (closed.state, closed.result.outcome) == ("Unchanged", "gate_closed")
 
 
+@pytest.mark.slow
+def test_a_question_stands_while_its_flow_run_can_be_resumed(prefect_api: None) -> None:
+    @flow
+    def asks() -> None: ...
+
+    held = Decision(alias="champion", checkpoint="sft-0", run="", state="held", asked=in_days(0), until=in_days(1))
+    with get_client(sync_client=True) as client:
+        states = {"": Suspended(), "Cancelled": Cancelled(), "Crashed": Crashed(), "Failed": Failed()}
+        runs = {name: str(client.create_flow_run(asks, state=state).id) for name, state in states.items()}
+    found = {name: stands(held.model_copy(update={"asking": run}), None) for name, run in runs.items()}
+    assert found == {"": True, "Cancelled": False, "Crashed": False, "Failed": False}
+    assert not stands(held.model_copy(update={"asking": str(uuid4())}), None)
+    assert stands(held, None)
+
+
 @pytest.fixture(scope="module")
 def workplace(prefect_api: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
     """A pool of the tests' server, the deployments that ask and retrain, and a worker for them."""
@@ -147,10 +167,16 @@ def test_people_approve_and_reject_and_late_runs_are_harmless(
 ) -> None:
     home, client = shared_home, workplace.client
     workplace.server.environment["ALIGN_HOME"] = str(home)
+    dead = asking(home, retrain(recipe, home, "approval"), "champion")
+    client.delete_flow_run(dead)
     workplace.start_worker()
     held = {alias: retrain(recipe, home, "approval", alias) for alias in ("champion", "candidate")}
     assert {one.state for one in held.values()} == {"Held"}
     runs = {alias: asking(home, one, alias) for alias, one in held.items()}
+    by_hand = {"checkpoint": "sft", "alias": "tried", "approval_days": 1}
+    asked = client.create_flow_run_from_deployment(
+        client.read_deployment_by_name("promote/approve").id, parameters=by_hand
+    )
     for alias, run in runs.items():
         workplace.wait_for(run, "Suspended")
         assert read_alias(home, alias) is None
@@ -161,12 +187,30 @@ def test_people_approve_and_reject_and_late_runs_are_harmless(
     once_more = retrain(recipe, home, "approval")
     assert (once_more.state, once_more.result.outcome) == ("Unchanged", "held")
 
-    answers = {"champion": ("approve", "reads well"), "candidate": ("reject", "too long")}
+    # What was asked about is promoted, not what the word means by then.
+    sft = resolve(ArtifactStore(home), "sft")[0].name
+    workplace.wait_for(asked.id, "Suspended")
+    assert [one.checkpoint for one in awaited(home) if one.alias == "tried"] == [sft]
+    publish(ArtifactStore(home), "sft")
+    assert resolve(ArtifactStore(home), "sft")[0].name != sft
+    runs["tried"] = asked.id
+    answers = {
+        "champion": ("approve", "reads well"),
+        "candidate": ("reject", "too long"),
+        "tried": ("approve", "good for a start"),
+    }
     for alias, (decision, reason) in answers.items():
         answer = {"decision": decision, "reason": reason, "by": "A. Name"}
         client.resume_flow_run(runs[alias], run_input=answer)
     workplace.wait_for(runs["champion"], "Completed")
     workplace.wait_for(runs["candidate"], "Rejected")
+    workplace.wait_for(runs["tried"], "Completed")
+    assert (tried := read_alias(home, "tried"))
+    assert tried.checkpoint == sft
+    assert (kept := read_decision(home, "tried", sft))
+    assert (kept.state, kept.asking) == ("approved", str(asked.id))
+    of_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=list(runs.values())))
+    assert len(client.read_artifacts(artifact_filter=of_run)) == len(runs)
     champion = read_alias(home, "champion")
     assert champion
     assert (champion.checkpoint, read_alias(home, "candidate")) == (checkpoint, None)
