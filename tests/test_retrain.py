@@ -55,8 +55,13 @@ class Ended:
     message: str
     result: Retraining
     seconds: float
-    stages: dict[str, str | None]
-    """State of each stage's and each evaluation's task run."""
+    flow_run: UUID | None
+
+    @property
+    def stages(self) -> dict[str, str | None]:
+        """State of each stage's and each evaluation's task run."""
+        found = task_runs(self.flow_run)
+        return {one.name.rpartition("-")[0]: one.state_name for one in found if "-" in one.name}
 
 
 def retrain(recipe: Recipe, home: Path, promotion: Promotion = "automatic", alias: str = "champion") -> Ended:
@@ -70,12 +75,7 @@ def retrain(recipe: Recipe, home: Path, promotion: Promotion = "automatic", alia
         state = retraining(recipe, "tiny", promotion, alias, return_state=True)
         seconds = time.monotonic() - begun
     assert state.type.value == "COMPLETED", state
-    result = state.result()
-    stages = {}
-    if not result.unchanged:
-        found = task_runs(state.state_details.flow_run_id)
-        stages = {one.name.rpartition("-")[0]: one.state_name for one in found if "-" in one.name}
-    return Ended(str(state.name), str(state.message), result, seconds, stages)
+    return Ended(str(state.name), str(state.message), state.result(), seconds, state.state_details.flow_run_id)
 
 
 def made(home: Path) -> set[Path]:
