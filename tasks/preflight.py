@@ -7,7 +7,6 @@ once, one a line.
 import importlib.util
 import math
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -33,11 +32,9 @@ from tasks.pruned import is_pruned
 from tasks.queue import check_queue
 from tasks.reward_functions import check_function
 from tasks.scorer_check import find_scorer
+from tasks.space import check_disk, disk_needed, nearest_existing
 from tasks.store import ArtifactStore
 
-_BYTES_PER_WEIGHT: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
-_LORA_SHARE = 0.002
-"""Weights of adapters to weights of the model, for each rank; models with wide layers need less."""
 _TRACKERS = {
     "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "comet_ml": "comet_ml", "trackio": "trackio",
     "swanlab": "swanlab", "clearml": "clearml", "neptune": "neptune", "dvclive": "dvclive", "codecarbon": "codecarbon",
@@ -122,9 +119,9 @@ def _check(recipe: Recipe, settings: Settings, preparations: Preparations) -> Pr
         raise InputError("\n".join(problems))
     checks = [table.check for table in tables.values()]
     inputs = list(stage_inputs(recipe, checks, plan_execution(recipe, settings)))
-    disk = _disk(recipe, model.parameters or 0, precision, settings, _missing(inputs, settings))
+    disk = disk_needed(recipe, model.parameters or 0, precision, settings, _missing(inputs, settings))
     disk["snapshots"] = sum({check.fingerprint: check.size_bytes for check in checks}.values())
-    _check_disk(settings, disk)
+    check_disk(settings, disk)
     return Preflight(
         machine=machine,
         precision=precision,
@@ -138,15 +135,11 @@ def _check(recipe: Recipe, settings: Settings, preparations: Preparations) -> Pr
 
 def _check_home(home: Path) -> None:
     """Refuse an artifact root that cannot be made or written to, without making it."""
-    nearest = _nearest_existing(home)
+    nearest = nearest_existing(home)
     if not nearest.is_dir():
         raise InputError(f"ALIGN_HOME {home}: '{nearest}' is a file, not a folder; set ALIGN_HOME to another place")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise InputError(f"ALIGN_HOME {home}: '{nearest}' is not writable for you; set ALIGN_HOME to another place")
-
-
-def _nearest_existing(path: Path) -> Path:
-    return next(place for place in (path, *path.parents) if os.path.lexists(place))
 
 
 def _check_libraries(recipe: Recipe, settings: Settings, problems: list[str]) -> None:
@@ -244,43 +237,6 @@ def _needs(inputs: list[TrainingInput], checks: list[DatasetCheck]) -> tuple[str
     parents = [parent.path.name for stage in inputs for parent in stage.parents().values()]
     heldout = [check.fingerprint[:ID_LENGTH] for check in checks]
     return tuple(dict.fromkeys([*parents, *heldout, *(stage.name for stage in inputs)]))
-
-
-def _disk(
-    recipe: Recipe, parameters: int, precision: Precision, settings: Settings, missing: set[Stage]
-) -> dict[str, int]:
-    """The converted base model, each stage's merged model, and the largest of the stages' trainer checkpoints."""
-    model = parameters * _BYTES_PER_WEIGHT[precision]
-    sections = training_sections(recipe)
-    trained = [_trained_share(section) for stage, section in sections.items() if stage in missing]
-    # One more than is kept, since the oldest goes last; weights and two moments of AdamW in float32.
-    checkpoint = int(parameters * max(trained, default=0.0) * 3 * 4)
-    return {
-        "base model": model * ("base" in missing),
-        "merged models": model * len(missing - {"base"}),
-        "trainer checkpoints": checkpoint * (settings.checkpoints_kept + 1),
-    }
-
-
-def _trained_share(section: Training) -> float:
-    """Share of the weights that a stage trains, roughly."""
-    return min(1.0, _LORA_SHARE * section.lora.r) if section.lora else 1.0
-
-
-def _check_disk(settings: Settings, disk: dict[str, int]) -> None:
-    needed = sum(disk.values())
-    free = shutil.disk_usage(_nearest_existing(settings.home)).free
-    usable = free - settings.reserved_disk_bytes
-    if needed > usable or usable < 0:
-        raise InputError(
-            f"disk of {settings.home}: the run writes about {_gigabytes(needed)}, but {_gigabytes(free)} are free, of "
-            f"which {_gigabytes(settings.reserved_disk_bytes)} stay reserved; free space, set ALIGN_HOME to another "
-            "disk, or lower ALIGN_RESERVED_DISK_BYTES"
-        )
-
-
-def _gigabytes(size_bytes: int) -> str:
-    return f"{size_bytes / 1e9:.1f} GB"
 
 
 def _notes(recipe: Recipe, machine: Machine, precision: Precision, tables: dict[str, Table]) -> Iterator[str]:
