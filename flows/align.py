@@ -26,7 +26,7 @@ from tasks.execution import Execution, plan_execution
 from tasks.gate import find_rivals
 from tasks.grpo import train_grpo
 from tasks.preflight import preflight
-from tasks.recording import close_failed, open_run
+from tasks.recording import close_failed, open_run, refuse_impossible
 from tasks.report import report
 from tasks.reward import train_reward_model
 from tasks.reward_functions import function_digests
@@ -52,6 +52,7 @@ def align(
         resume: Name of an unfinished run of the same recipe, whose record goes on; empty: a new run.
     """
     settings = load_settings()
+    refuse_impossible(recipe, settings.home, force, resume)
     needs = preflight(recipe, settings, keep=True).needs
     run = open_run(recipe, recipe_name, settings.home, force, resume, needs)
     execution = plan_execution(recipe, settings).of_run(run)

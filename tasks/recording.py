@@ -71,6 +71,18 @@ def open_run(
     return record
 
 
+def refuse_impossible(recipe: Recipe, home: Path, force: tuple[Stage, ...], resume: str | None) -> None:
+    """Refuse what `open_run` would, before anything is read for the run.
+
+    Raises:
+        InputError: as `open_run`.
+    """
+    if resume:
+        _run_to_resume(resume, recipe, home)
+    else:
+        _refuse_impossible_force(force, recipe)
+
+
 def close_failed(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Prefect hook: note in the record how a run ended that did not complete."""
     home = load_settings().home
