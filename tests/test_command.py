@@ -319,6 +319,7 @@ def test_wrong_commands(argv: list[str], project: Path, capsys: pytest.CaptureFi
     assert _files(project) == set()
 
 
+@pytest.mark.slow
 def test_check(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _write_project(project, RECIPE, {})
     before = _files(project)

@@ -146,6 +146,7 @@ def test_equal_replies_are_a_tie_whatever_rounding_does() -> None:
     assert found.value == 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 10, 25])
 def test_chance_alone_is_seldom_called_a_difference(n: int) -> None:
     draw = random.Random(n)

@@ -231,6 +231,7 @@ def test_the_default_rules_leave_valid_rows_as_they_are(tmp_path: Path) -> None:
     assert found.rows == len(GOOD["sft"]) + len(rows)
 
 
+@pytest.mark.slow
 def test_what_length_costs_is_told(tmp_path: Path, tiny_model: Path) -> None:
     file = write(tmp_path / "rows.jsonl", [*GOOD["sft"], sft(completion="long " * 200)])
     tokens = prepared(file, "sft", tiny_model, too_long="drop")[0].tokens

@@ -151,6 +151,7 @@ def test_up_needs_a_checkout(empty: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "has no prefect.yaml; go to the checkout" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_foreign_process_on_the_port_is_told(empty: Path) -> None:
     place = Place(empty)
     with socket.create_server(("127.0.0.1", int(place.environment["PREFECT_SERVER_API_PORT"]))):
@@ -161,6 +162,7 @@ def test_a_foreign_process_on_the_port_is_told(empty: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_is_told_with_its_log(empty: Path) -> None:
     done = Place(empty, PREFECT_SERVER_API_HOST="nowhere.invalid").align("up")
     assert done.returncode == 1

@@ -175,6 +175,7 @@ def test_columns_of_one_name_are_refused(tmp_path: Path, file: str) -> None:
         prepared(tmp_path / "out", path)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_blocks")
 def test_neither_processes_nor_files_have_a_say(tmp_path: Path) -> None:
     write_rows(tmp_path / "plain.jsonl", DATA)
@@ -384,6 +385,7 @@ prepare(DatasetSource(path=str(file)), [file], Wanted("sft"), Path(sys.argv[2]),
 """
 
 
+@pytest.mark.slow
 def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
     file = write_rows(tmp_path / "rows.jsonl", DATA * 20)
     root = Path(__file__).resolve().parent.parent
