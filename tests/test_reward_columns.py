@@ -37,9 +37,11 @@ def checked(folder: Path, rows: list[dict[str, Any]], *rules: Reward | Verifier)
 
 
 def frozen(folder: Path, rows: list[Row]) -> Dataset:
-    """The rows as a snapshot."""
-    write_snapshot(folder, rows, "prompts")
-    return Dataset(path=folder, fingerprint=digest(rows), rows=len(rows), source="rows.jsonl")
+    """The rows as a snapshot, in a folder of its own beside what they were read from."""
+    frozen = folder / "snapshot"
+    frozen.mkdir()
+    write_snapshot(frozen, rows, "prompts")
+    return Dataset(path=frozen, fingerprint=digest(rows), rows=len(rows), source="rows.jsonl")
 
 
 def test_further_columns_are_kept_where_they_have_a_value(tmp_path: Path) -> None:
