@@ -1,7 +1,6 @@
 """A dataset as a Prefect task: read, checked against its stage, and frozen as a snapshot under its content's digest."""
 
 from collections import Counter
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from tasks.data.located import Located
 from tasks.data.preparations import Preparations, Ready, hand_over
 from tasks.data.preparing import Manner
 from tasks.data.rows import Role
-from tasks.data.snapshot import ROWS, read_rows
+from tasks.data.snapshot import ROWS, first_row
 from tasks.execution import Execution
 from tasks.files import file_digest
 from tasks.licensing import hub_dataset
@@ -108,8 +107,9 @@ def _example(
     base = ArtifactStore(execution.settings.home).folder("base", stage.id)
     if not base.is_dir():
         return None
-    row = next(islice(read_rows(folder), 1))
-    made: RenderedExample = run_in_child(render, (row, base, None), options, lambda report: None, teller.line)
+    made: RenderedExample = run_in_child(
+        render, (first_row(folder), base, None), options, lambda report: None, teller.line
+    )
     return made
 
 
@@ -176,7 +176,7 @@ def _publish(
     folder = store.partial("dataset", name)
     store.discard_partial("dataset", name)
     hand_over(ready, folder)
-    write_card(folder, card, next(islice(read_rows(folder), 1), None))
+    write_card(folder, card, first_row(folder))
     rules: dict[str, Any] = {"duplicates_dropped": ready.prepared.duplicates, "system_prompt": card.system_prompt}
     if ready.prepared.unpaired:
         rules["unpaired_dropped"] = ready.prepared.unpaired

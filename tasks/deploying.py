@@ -127,10 +127,9 @@ def _restore(
 
     When a schedule is due, the file says; where people had changed that, they are told.
     """
-    for deployment in read_deployments(client):
-        for schedule in deployment.schedules:
-            known = before.get((full_name(deployment), schedule.slug or _text(schedule)))
-            if known and known.active != schedule.active:
-                client.update_deployment_schedule(deployment.id, schedule.id, active=known.active)
-            if known and _text(known) != _text(schedule):
-                say(f"{full_name(deployment)} is due as {DEPLOYMENTS_FILE} says: {_text(schedule)}, not {_text(known)}")
+    for key, schedule in _switches(read_deployments(client)):
+        known = before.get(key)
+        if known and known.active != schedule.active and schedule.deployment_id:
+            client.update_deployment_schedule(schedule.deployment_id, schedule.id, active=known.active)
+        if known and _text(known) != _text(schedule):
+            say(f"{key[0]} is due as {DEPLOYMENTS_FILE} says: {_text(schedule)}, not {_text(known)}")

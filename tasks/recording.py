@@ -41,20 +41,18 @@ def open_run(
         recipe: What to train.
         recipe_name: What the run is called after.
         home: The artifact root.
-        force: Stages to train although they are there.
+        force: Stages to train although they are there; `refuse_impossible` has looked at them.
         resume: The run to go on with.
         needs: Names of the folders that it takes or makes; nothing of them is pruned while it is at work.
 
     Raises:
-        InputError: the run named in `resume` is not there, is at work, completed or one of another recipe; or `force`
-            names a stage that the recipe does not have.
+        InputError: the run named in `resume` is not there, is at work, completed or one of another recipe.
     """
     flow_run = _current_flow_run()
     known = _run_to_resume(resume, recipe, home) if resume else _run_of_flow_run(flow_run, recipe, home)
     if known:
         record = known.model_copy(update={"state": "running", "error": "", "finished": None, "needs": needs})
     else:
-        _refuse_impossible_force(force, recipe)
         name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{flow_run[:8]}"
         record = RunRecord(
             id=name,
@@ -72,10 +70,11 @@ def open_run(
 
 
 def refuse_impossible(recipe: Recipe, home: Path, force: tuple[Stage, ...], resume: str | None) -> None:
-    """Refuse what `open_run` would, before anything is read for the run.
+    """Refuse a run that cannot be, before anything is read for it.
 
     Raises:
-        InputError: as `open_run`.
+        InputError: the run named in `resume` is not one that `open_run` goes on with, or `force` names a stage that the
+            recipe does not have.
     """
     if resume:
         _run_to_resume(resume, recipe, home)

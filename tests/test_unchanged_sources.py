@@ -44,13 +44,13 @@ def file(tmp_path: Path) -> Path:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The sources that were read."""
     read: list[str] = []
-    make = Preparations.make
+    prepare = Preparations._prepare
 
-    def counted(self: Preparations, source: DatasetSource, wanted: Wanted) -> Ready:
+    def counted(self: Preparations, source: DatasetSource, *arguments: Any) -> Prepared:
         read.append(source.label)
-        return make(self, source, wanted)
+        return prepare(self, source, *arguments)
 
-    monkeypatch.setattr(Preparations, "make", counted)
+    monkeypatch.setattr(Preparations, "_prepare", counted)
     return read
 
 

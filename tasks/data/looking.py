@@ -3,7 +3,6 @@
 import tempfile
 from array import array
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 
 from models.errors import InputError
@@ -18,7 +17,7 @@ from tasks.data.conversion import Wanted, characters
 from tasks.data.formats.reading import Role
 from tasks.data.located import locate
 from tasks.data.preparations import Preparations
-from tasks.data.snapshot import read_rows
+from tasks.data.snapshot import first_row, read_rows
 
 _RENDERING = ChildOptions(threads=1, timeout_seconds=300.0)
 
@@ -59,7 +58,6 @@ def _lengths(lengths: "array[int]") -> Lengths:
 
 
 def _example(folder: Path, wanted: Wanted) -> RenderedExample:
-    row = next(islice(read_rows(folder), 1))
-    arguments = (row, wanted.tokenizer, wanted.chat_template)
+    arguments = (first_row(folder), wanted.tokenizer, wanted.chat_template)
     made: RenderedExample = run_in_child(render, arguments, _RENDERING, lambda report: None, lambda line: None)
     return made

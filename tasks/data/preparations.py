@@ -68,7 +68,7 @@ class Preparations:
         """
         located = locate(source)
         key = key_of(source, located, wanted)
-        return (key and self._found(key, located)) or self.make(source, wanted)
+        return (key and self._found(key, located)) or self._make(source, wanted, located, key)
 
     def make(self, source: DatasetSource, wanted: Wanted) -> Ready:
         """The source's rows, read now.
@@ -78,7 +78,9 @@ class Preparations:
             Killed, StageError, Stopped: see `tasks.data.preparing`.
         """
         located = locate(source)
-        key = key_of(source, located, wanted)
+        return self._make(source, wanted, located, key_of(source, located, wanted))
+
+    def _make(self, source: DatasetSource, wanted: Wanted, located: tuple[Located, ...], key: str | None) -> Ready:
         folder = self._new_folder()
         self._made[folder] = False
         prepared = self._prepare(source, located, wanted, folder)

@@ -129,6 +129,11 @@ class Writer:
         self._file.close()
 
 
+def first_row(folder: Path) -> Row | None:
+    """The first row of a snapshot; none of an empty one."""
+    return next(read_rows(folder), None)
+
+
 def read_rows(folder: Path) -> Iterator[Row]:
     """The rows of a snapshot in order, as they were when it was made."""
     import pyarrow.parquet
