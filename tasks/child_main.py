@@ -92,11 +92,12 @@ def serve(
 
 def _name_levels() -> None:
     """Let every logger print a line's level first, and warnings be lines of a logger: the run's log keeps the level."""
-    formatter = logging.Formatter("%(levelname)s %(name)s: %(message)s")
-    logging.basicConfig()
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", force=True)
     known = [each for each in logging.root.manager.loggerDict.values() if isinstance(each, logging.Logger)]
-    for handler in [handler for logger in (logging.root, *known) for handler in logger.handlers]:
-        handler.setFormatter(formatter)
+    for logger in (each for each in known if each.handlers):
+        # What Transformers prints itself, and passes on too where `CI` is set, would be told twice.
+        logger.handlers.clear()
+        logger.propagate = True
     warnings.formatwarning = lambda message, category, filename, lineno, line=None: f"{category.__name__}: {message}"
     logging.captureWarnings(True)
 
