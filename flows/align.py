@@ -86,6 +86,7 @@ def align(
             dataset=rows(recipe.grpo.dataset, "prompts", recipe.grpo.rewards),
             hyperparameters=recipe.grpo,
             functions=function_digests(recipe.grpo),
+            generator=execution.generator,
             **_other_scorers(recipe.grpo, heldout, execution),
             **common,
         )

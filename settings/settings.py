@@ -61,6 +61,19 @@ class Settings(BaseSettings):
     """Make library versions part of every training stage's fingerprint."""
     report_to: Annotated[tuple[str, ...], NoDecode] = ()
     """Trackers that get the training metrics, by Transformers' names, separated by commas: `tensorboard,wandb`."""
+    vllm: Literal["colocate", "server"] | None = None
+    """Let vLLM generate GRPO's completions: `colocate` on the devices that train, `server` on others, behind a URL;
+    default: Transformers generates."""
+    vllm_server_url: str | None = None
+    """Base URL of `vllm serve`, for `server`: `http://10.0.0.2:8000`."""
+    vllm_gpu_memory_utilization: float = Field(0.3, gt=0, lt=1)
+    """Share of the device's memory, between 0 and 1, that vLLM takes for weights and cache, for `colocate`."""
+    vllm_tensor_parallel_size: int = Field(1, ge=1)
+    """Devices that a copy of the model is spread over, for `colocate`."""
+    vllm_max_model_length: int | None = Field(None, ge=1)
+    """Longest sequence in tokens that vLLM keeps room for; default: the model's context, which may not fit."""
+    vllm_sleep: bool = False
+    """Give vLLM's memory back while weights are updated, at the price of loading them anew, for `colocate`."""
     promoted_by: str = ""
     """Who promotes checkpoints, as the history of aliases shall tell; default: it tells nobody."""
     notify: Annotated[tuple[str, ...], NoDecode] = ()

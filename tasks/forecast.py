@@ -54,8 +54,17 @@ def forecast(recipe: Recipe, datasets: Iterable[DatasetCheck], execution: Execut
     return [_look_up(stage, execution) for stage in stage_inputs(recipe, datasets, execution)]
 
 
-def stage_inputs(recipe: Recipe, datasets: Iterable[DatasetCheck], execution: Execution) -> Iterator[TrainingInput]:
-    """The inputs of a recipe's training stages, in order, with promised checkpoints and snapshots."""
+def stage_inputs(
+    recipe: Recipe, datasets: Iterable[DatasetCheck], execution: Execution, origin: dict[str, str] | None = None
+) -> Iterator[TrainingInput]:
+    """The inputs of a recipe's training stages, in order, with promised checkpoints and snapshots.
+
+    Args:
+        recipe: What would be trained.
+        datasets: Its datasets, as preflight has found them.
+        execution: The machine's part.
+        origin: What pins the base model's content, where that is not to be looked up.
+    """
     store = ArtifactStore(execution.settings.home)
     common = execution.shared_inputs(recipe)
     rows = {
@@ -73,7 +82,9 @@ def stage_inputs(recipe: Recipe, datasets: Iterable[DatasetCheck], execution: Ex
         return Checkpoint(path=path, fingerprint=stage.fingerprint, stage=stage.stage, precision=stage.precision)
 
     base = BaseModelInput(
-        source=recipe.base_model, origin=locate(recipe.base_model)[1], precision=execution.precision
+        source=recipe.base_model,
+        origin=locate(recipe.base_model)[1] if origin is None else origin,
+        precision=execution.precision,
     ).fingerprint
     policy = Checkpoint(
         path=store.folder("base", base[:ID_LENGTH]), fingerprint=base, stage="base", precision=execution.precision
@@ -94,7 +105,8 @@ def stage_inputs(recipe: Recipe, datasets: Iterable[DatasetCheck], execution: Ex
         prompts = rows["grpo.dataset"]
         others = recipe.grpo.other_reward_models
         scorers = {each.label: find_scorer(each, store, execution.precision).checkpoint for each in others}
-        asked = {"policy": policy, "reward_model": reward_model, "hyperparameters": recipe.grpo}
+        asked: dict[str, Any] = {"policy": policy, "reward_model": reward_model, "hyperparameters": recipe.grpo}
+        asked["generator"] = execution.generator
         yield GRPOInput(dataset=prompts, functions=function_digests(recipe.grpo), scorers=scorers, **asked, **common)
 
 

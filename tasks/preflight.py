@@ -4,12 +4,10 @@ Nothing is left written unless it is asked to wait for a run, and torch is not i
 once, one a line.
 """
 
-import importlib.util
 import math
 import os
 import shutil
 from collections.abc import Iterator
-from difflib import get_close_matches
 from pathlib import Path
 
 from models.artifacts import Precision, Stage
@@ -18,29 +16,26 @@ from models.errors import InputError
 from models.fingerprint import ID_LENGTH
 from models.recipe import GRPO, Recipe, Training
 from models.stages import TrainingInput
-from models.trl_options import SOLVED_BY_TRL
+from settings.cards import find_card
 from settings.machine import Machine, inspect_machine, resolve_precision
 from settings.settings import Settings
 from tasks.base_model_check import BaseModelFacts, check_base_model
-from tasks.data.checking import DatasetCheck, Table, check_leakage, noting, read_tables, training_sections
+from tasks.data.checking import DatasetCheck, Table, check_leakage, noting, on_hub, read_tables, training_sections
 from tasks.data.preparations import Preparations, leaving_nothing
+from tasks.data.sources import HUB_ID
 from tasks.execution import plan_execution
 from tasks.forecast import stage_inputs
-from tasks.gate import check_condition, find_rivals
+from tasks.library_check import check_libraries
 from tasks.pruned import is_pruned
 from tasks.queue import check_queue
 from tasks.reward_functions import check_function
 from tasks.scorer_check import find_scorer
 from tasks.store import ArtifactStore
+from tasks.vllm import check_vllm
 
 _BYTES_PER_WEIGHT: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
 _LORA_SHARE = 0.002
 """Weights of adapters to weights of the model, for each rank; models with wide layers need less."""
-_TRACKERS = {
-    "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "comet_ml": "comet_ml", "trackio": "trackio",
-    "swanlab": "swanlab", "clearml": "clearml", "neptune": "neptune", "dvclive": "dvclive", "codecarbon": "codecarbon",
-}  # fmt: skip
-"""Transformers' names of trackers, and the package that each needs."""
 
 
 class StagePlan(Contract):
@@ -50,8 +45,27 @@ class StagePlan(Contract):
     """The stage."""
     batch_size: int
     """Rows (GRPO: completions) per optimizer step."""
-    steps: int
-    """Optimizer steps; an estimate where rows are packed or dropped for their length."""
+    steps: int | None
+    """Optimizer steps; an estimate where rows are packed or dropped for their length; none: the rows were not read."""
+
+
+class WhatIf(Contract):
+    """Circumstances to check a recipe for, where they are not those of this machine."""
+
+    card: str = ""
+    """An accelerator to plan for, by a name of `settings.cards`; empty: what this machine has."""
+    offline: bool = False
+    """Ask no hub: models and datasets there are described as far as is known, not read."""
+
+    def machine(self, settings: Settings) -> Machine:
+        """The machine to plan for.
+
+        Raises:
+            InputError: there is no such card, or the settings ask for a device that this machine does not have.
+        """
+        if not self.card:
+            return inspect_machine(settings)
+        return find_card(self.card, inspect_machine(settings.model_copy(update={"device": "cpu"})))
 
 
 class Preflight(Contract):
@@ -67,68 +81,86 @@ class Preflight(Contract):
     """The stages in order."""
     disk: dict[str, int]
     """Estimate of what the run writes at most, in bytes, by kind."""
+    unread: dict[str, str] = {}
+    """Hub ids of the datasets that were not read, by their key in the recipe."""
+    named: bool = True
+    """Whether the names of the stages' checkpoints are known, so that they can be looked up."""
     needs: tuple[str, ...] = ()
     """Names of the folders that the run takes or makes, evaluations left out."""
     notes: tuple[str, ...] = ()
     """Remarks that do not stop the run."""
 
 
-def preflight(recipe: Recipe, settings: Settings, *, keep: bool = False) -> Preflight:
+def preflight(recipe: Recipe, settings: Settings, what_if: WhatIf | None = None, *, keep: bool = False) -> Preflight:
     """Check a recipe against its data, its base model and this machine.
 
     Args:
         recipe: What would be trained.
         settings: Settings as read.
+        what_if: Circumstances to check for; default: those of this machine.
         keep: Whether the rows that had to be read for it wait for a run, unless something is wrong.
 
     Raises:
         InputError: something cannot work; the message has one line per problem found.
     """
     with leaving_nothing(settings.home, keep=keep) as preparations:
-        return _check(recipe, settings, preparations)
+        return _check(recipe, settings, what_if or WhatIf(), preparations)
 
 
-def _check(recipe: Recipe, settings: Settings, preparations: Preparations) -> Preflight:
+def _check(recipe: Recipe, settings: Settings, what_if: WhatIf, preparations: Preparations) -> Preflight:
     problems: list[str] = []
     machine, precision, model = None, None, BaseModelFacts(parameters=None, context_tokens=None)
     with noting(problems):
-        machine = inspect_machine(settings)
+        machine = what_if.machine(settings)
         precision = resolve_precision(machine, recipe.precision)
     with noting(problems):
         _check_home(settings.home)
     with noting(problems):
         check_queue(settings.queue)
-    _check_libraries(recipe, settings, problems)
+    check_libraries(recipe, settings, problems)
+    if recipe.grpo and machine and not what_if.card:
+        check_vllm(recipe, settings, machine, problems)
     if recipe.quantization and machine and machine.device == "mps":
         problems.append("quantization: 4-bit weights need a CPU or CUDA; remove it, or set ALIGN_DEVICE=cpu")
     with noting(problems):
-        model = check_base_model(recipe.base_model)
+        model = check_base_model(recipe.base_model, what_if.offline)
     for reward in recipe.grpo.rewards if recipe.grpo else ():
         with noting(problems):
             if reward.function:
                 check_function(reward.function)
-            if reward.model and precision:
+            if reward.model and precision and not (what_if.offline and _is_hub_id(reward.model)):
                 find_scorer(reward, ArtifactStore(settings.home), precision)
-    tables = read_tables(recipe, problems, preparations)
+    unread = on_hub(recipe) if what_if.offline else {}
+    tables = read_tables(recipe, problems, preparations, skip=unread)
     check_leakage(tables, problems)
     _check_lengths(recipe, model, problems)
     stages = _plan_stages(recipe, tables, problems)
     if problems or machine is None or precision is None:
         raise InputError("\n".join(problems))
     checks = [table.check for table in tables.values()]
-    inputs = list(stage_inputs(recipe, checks, plan_execution(recipe, settings)))
-    disk = _disk(recipe, model.parameters or 0, precision, settings, _missing(inputs, settings))
+    # Without its rows and the hub's commit a stage has no name yet, so nothing of it is known to be there.
+    named = not unread and not (what_if.offline and recipe.base_model.source == "hub")
+    inputs = list(stage_inputs(recipe, checks, plan_execution(recipe, settings, machine))) if named else []
+    missing = _missing(inputs, settings) if named else {"base", *training_sections(recipe)}
+    disk = _disk(recipe, model.parameters or 0, precision, settings, missing)
     disk["snapshots"] = sum({check.fingerprint: check.size_bytes for check in checks}.values())
-    _check_disk(settings, disk)
+    if not what_if.card:  # the disk is not here either
+        _check_disk(settings, disk)
     return Preflight(
         machine=machine,
         precision=precision,
         datasets=tuple(table.check for table in tables.values()),
         stages=tuple(stages),
         disk=disk,
+        unread=unread,
+        named=named,
         needs=_needs(inputs, checks),
-        notes=tuple(_notes(recipe, machine, precision, tables)),
+        notes=tuple(_notes(recipe, machine, precision, tables, unread)),
     )
+
+
+def _is_hub_id(model: str) -> bool:
+    return "/" in model and bool(HUB_ID.fullmatch(model))
 
 
 def _check_home(home: Path) -> None:
@@ -142,45 +174,6 @@ def _check_home(home: Path) -> None:
 
 def _nearest_existing(path: Path) -> Path:
     return next(place for place in (path, *path.parents) if os.path.lexists(place))
-
-
-def _check_libraries(recipe: Recipe, settings: Settings, problems: list[str]) -> None:
-    """Refuse trackers and verifiers whose packages are not installed."""
-    for tracker in settings.report_to:
-        if tracker not in _TRACKERS:
-            near = get_close_matches(tracker, _TRACKERS, n=1)
-            remedy = f"did you mean '{near[0]}'?" if near else f"known trackers: {', '.join(_TRACKERS)}"
-            problems.append(f"ALIGN_REPORT_TO: unknown tracker '{tracker}'; {remedy}")
-        elif not importlib.util.find_spec(_TRACKERS[tracker]):
-            problems.append(f"ALIGN_REPORT_TO: '{tracker}' is not installed; run `pip install {_TRACKERS[tracker]}`")
-    _check_measuring(recipe, settings, problems)
-    rewards = recipe.grpo.rewards if recipe.grpo else ()
-    needed = {recipe.evaluation.verifier.kind, *(reward.kind for reward in rewards)}
-    needed |= {"math_verify" for reward in rewards if reward.trl in SOLVED_BY_TRL}
-    needed |= {one.verifier.kind for one in recipe.evaluation.sets if one.verifier}
-    if "math_verify" in needed and not importlib.util.find_spec("math_verify"):
-        problems.append("math_verify is not installed; run `pip install math-verify`, or use `exact_answer`")
-
-
-def _check_measuring(recipe: Recipe, settings: Settings, problems: list[str]) -> None:
-    """Refuse a judge or benchmarks that cannot be reached or are not installed, and a gate that nothing can open."""
-    asked = {"judge": ("openai", recipe.evaluation.judge), "harness": ("lm_eval", recipe.evaluation.harness)}
-    for extra, (package, section) in asked.items():
-        if section and not importlib.util.find_spec(package):
-            problems.append(f"evaluation.{extra}: not installed; run `pip install 'alignment-pipeline[{extra}]'`")
-    harness = recipe.evaluation.harness
-    if harness and harness.include_path and not Path(harness.include_path).is_dir():
-        problems.append(
-            f"evaluation.harness.include_path: {harness.include_path} is no folder; name one with task files"
-        )
-    if recipe.evaluation.judge and not settings.judge_url:
-        problems.append("evaluation.judge: no server; set ALIGN_JUDGE_URL, such as http://localhost:8000/v1")
-    if recipe.gate:
-        for condition in recipe.gate.conditions:
-            with noting(problems):
-                check_condition(condition, recipe)
-        with noting(problems):
-            find_rivals(recipe, ArtifactStore(settings.home))
 
 
 def _check_lengths(recipe: Recipe, model: BaseModelFacts, problems: list[str]) -> None:
@@ -203,10 +196,9 @@ def _plan_stages(recipe: Recipe, tables: dict[str, Table], problems: list[str]) 
     plans = []
     for stage, section in training_sections(recipe).items():
         table = tables.get(f"{stage}.dataset")
-        if table:
-            with noting(problems):
-                steps = _steps(stage, section, table.check)
-                plans.append(StagePlan(stage=stage, batch_size=section.batch_size, steps=steps))
+        with noting(problems):
+            steps = _steps(stage, section, table.check) if table else section.max_steps
+            plans.append(StagePlan(stage=stage, batch_size=section.batch_size, steps=steps))
     return plans
 
 
@@ -278,7 +270,11 @@ def _gigabytes(size_bytes: int) -> str:
     return f"{size_bytes / 1e9:.1f} GB"
 
 
-def _notes(recipe: Recipe, machine: Machine, precision: Precision, tables: dict[str, Table]) -> Iterator[str]:
+def _notes(
+    recipe: Recipe, machine: Machine, precision: Precision, tables: dict[str, Table], unread: dict[str, str]
+) -> Iterator[str]:
+    if unread:
+        yield f"{', '.join(dict.fromkeys(unread.values()))}: not read offline; rows, columns and steps are not checked"
     if recipe.base_model.source == "hub":
         yield f"{recipe.base_model.name} is fetched from the hub when the run starts; its size is not counted here"
     if precision == "bf16" and not machine.native_bf16:

@@ -215,6 +215,7 @@ def training_input(step: Step, made: Mapping[str, Artifact]) -> TrainingInput:
     )
     if identity["stage"] == "grpo":
         asked, parents = _with_rewards(step, asked, parents)
+        fields["generator"] = identity.get("generator", "transformers")
     prompt = {"system_prompt": origin.get("system_prompt")}
     unstopped = {"alarms": {"stop": ()}}  # it came to its end then, whatever its log said
     try:

@@ -198,6 +198,12 @@ SETTINGS: dict[str, Any] = {
     "report_to": ("tensorboard",),
     "notify": ("slack-webhook/team",),
     "queue": Path("elsewhere"),
+    "vllm": "colocate",  # that it generates is in GRPO's, see test_vllm.py
+    "vllm_server_url": "http://localhost:8000",
+    "vllm_gpu_memory_utilization": 0.5,
+    "vllm_tensor_parallel_size": 2,
+    "vllm_max_model_length": 1024,
+    "vllm_sleep": True,
 }
 
 

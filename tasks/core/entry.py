@@ -4,7 +4,7 @@ The flow's process hands one of these functions to a child, which calls it.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from models.artifacts import Precision
 from models.evaluation import EvaluationResult
@@ -40,6 +40,15 @@ def estimate(
     from tasks.core.footprint import estimate_footprints
 
     return estimate_footprints(source, location, shapes, report)
+
+
+def estimate_published(
+    architecture: dict[str, Any], shapes: tuple[StageShape, ...], report: "Report"
+) -> list[Footprint]:
+    """See `tasks.core.footprint`."""
+    from tasks.core.footprint import estimate_architecture
+
+    return estimate_architecture(architecture, shapes, report)
 
 
 def fetch_rows(source: RowSource, file: Path, report: "Report") -> None:

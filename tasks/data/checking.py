@@ -1,8 +1,8 @@
 """Checks of a recipe's datasets: every row fits its stage, and no held-out prompt is trained on."""
 
 import reprlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +14,13 @@ from models.errors import InputError
 from models.fingerprint import fingerprint
 from models.recipe import GRPO, Recipe, Training
 from models.rewards import Reward, Verifier
-from models.sources import DatasetSource
+from models.sources import DatasetSource, RowSource
 from tasks.data.conversion import Wanted
 from tasks.data.located import what_decides
 from tasks.data.preparations import Preparations
 from tasks.data.rows import Role, Row
 from tasks.data.snapshot import read_prompt_ids, read_rows
+from tasks.data.sources import is_on_hub, local_files
 
 
 class DatasetCheck(Contract):
@@ -91,11 +92,33 @@ def _uses(recipe: Recipe) -> Iterator[tuple[str, DatasetSource, Role, Rules]]:
             yield f"evaluation.sets '{one.name}' preferences", one.preferences, "preference", ()
 
 
-def read_tables(recipe: Recipe, problems: list[str], preparations: Preparations) -> dict[str, Table]:
-    """Check all rows of all datasets, each source once; those with problems are left out and noted."""
+def on_hub(recipe: Recipe) -> dict[str, str]:
+    """The recipe's datasets of which at least a part is on a hub: what messages call each, by place."""
+    return {place: source.label for place, source, *_ in _uses(recipe) if any(map(_is_on_hub, source.sources))}
+
+
+def _is_on_hub(source: RowSource) -> bool:
+    with suppress(InputError):  # reading it will say what is wrong
+        return is_on_hub(source, local_files(source))
+    return False
+
+
+def read_tables(
+    recipe: Recipe, problems: list[str], preparations: Preparations, skip: Collection[str] = ()
+) -> dict[str, Table]:
+    """Check all rows of all datasets, each source once; those with problems are left out and noted.
+
+    Args:
+        recipe: Whose datasets.
+        problems: Gets what is wrong.
+        preparations: Finds or makes their rows.
+        skip: Places whose datasets are not read.
+    """
     read: dict[str, Table | None] = {}
     tables = {}
     for place, source, role, rules in _uses(recipe):
+        if place in skip:
+            continue
         wanted = wanted_rows(source, role, recipe.system_prompt, rules)
         key = fingerprint(what_decides(source, wanted))
         if key not in read:
