@@ -14,7 +14,7 @@ from tasks.approving import ask, promote_and_tell
 from tasks.ending import ended
 from tasks.finding import resolve
 from tasks.promoting import rollback as point_back
-from tasks.store import ArtifactStore
+from tasks.remote.opening import learn, open_store
 
 
 @checked_flow(name="promote")
@@ -51,7 +51,8 @@ def promote(  # noqa: PLR0913, PLR0917 - a form
     if bool(checkpoint) == rollback:
         raise InputError("give either a checkpoint to promote, or rollback, and not both")
     settings, logger = load_settings(), get_run_logger()
-    store = ArtifactStore(settings.home)
+    store = open_store(settings)
+    learn(store, logger.warning)
     told = {"by": by or settings.promoted_by, "reason": reason}
     if not checkpoint:
         now = point_back(store, alias, logger.info, flow_run=str(flow_run.id or ""), **told)

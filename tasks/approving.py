@@ -21,10 +21,11 @@ from models.aliases import Alias
 from models.errors import InputError
 from models.retraining import Decision
 from models.run import RunRecord
-from tasks.aliases import changing, read_alias
+from tasks.aliases import read_alias
 from tasks.decisions import APPROVE, in_days, read_decision, stands, what_to_do, write_decision
 from tasks.events import tell
 from tasks.promoting import promote
+from tasks.remote.catalogue import changing_alias
 from tasks.reporting.verdict import verdict
 from tasks.run_record import all_runs
 from tasks.store import ArtifactStore, utc_now
@@ -70,7 +71,7 @@ def hold(store: ArtifactStore, record: RunRecord, alias: str, days: float) -> De
         The question; without a deployment `promote/approve` on the server, nobody is asked but through it.
     """
     checkpoint = record.policies[-1].name
-    with changing(store.home, alias):
+    with changing_alias(store, alias, _holder(), get_run_logger().info):
         known = read_decision(store.home, alias, checkpoint)
         if known and stands(known, read_alias(store.home, alias)):
             return known
@@ -112,10 +113,15 @@ def ask(store: ArtifactStore, checkpoint: str, alias: str, days: float) -> Decis
         publish(create_markdown_artifact, evidence, key=f"approval-{checkpoint}", description=f"{checkpoint}: {alias}?")
     form = Approval.with_initial_data(description=evidence)
     approval = suspend_flow_run(wait_for_input=form, timeout=int(days * _SECONDS_OF_A_DAY))
-    asked = _question(store, checkpoint, alias, days)
-    if approval.decision == "approve":
-        _refuse_moved_alias(asked, store.home)
-    return _decided(store.home, asked, approval)
+    with changing_alias(store, alias, _holder(), get_run_logger().info):
+        asked = _question(store, checkpoint, alias, days)
+        if approval.decision == "approve":
+            _refuse_moved_alias(asked, store.home)
+        return _decided(store.home, asked, approval)
+
+
+def _holder() -> str:
+    return f"flow run {flow_run.id}"
 
 
 def _refuse_moved_alias(decision: Decision, home: Path) -> None:

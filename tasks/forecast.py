@@ -17,10 +17,11 @@ from tasks.data.checking import DatasetCheck
 from tasks.execution import Execution
 from tasks.fits import recall
 from tasks.pruned import is_pruned
+from tasks.remote.opening import open_store
 from tasks.restoring import obstacle
 from tasks.reward_functions import function_digests
 from tasks.scorer_check import find_scorer
-from tasks.store import ArtifactStore, damage, read_manifest
+from tasks.store import damage, read_manifest
 
 
 class StageForecast(Contract):
@@ -65,7 +66,7 @@ def stage_inputs(
         execution: The machine's part.
         origin: What pins the base model's content, where that is not to be looked up.
     """
-    store = ArtifactStore(execution.settings.home)
+    store = open_store(execution.settings)
     common = execution.shared_inputs(recipe)
     rows = {
         check.place: Dataset(
@@ -111,20 +112,23 @@ def stage_inputs(
 
 
 def _look_up(stage: TrainingInput, execution: Execution) -> StageForecast:
-    store = ArtifactStore(execution.settings.home)
+    store = open_store(execution.settings)
     path = store.folder("checkpoint", stage.name)
     damaged = path.exists() and bool(damage(path))
     if path.exists() and not damaged:
         manifest = read_manifest(path)
         taken = stage.stage not in execution.force or manifest.run == execution.run
+        is_remote = store.remote and store.remote.has(path)
         if taken and not obstacle(store, path):
-            state, seconds = "rebuilds" if is_pruned(path) else "cached", manifest.metrics.get("seconds", 0.0)
+            state = "rebuilds" if is_pruned(path) and not is_remote else "cached"
+            seconds = manifest.metrics.get("seconds", 0.0)
             return StageForecast(stage=stage.stage, name=stage.name, state=state, saved_seconds=seconds)
     fit = recall(stage, execution)
     begun = last_whole_checkpoint(store.partial("checkpoint", stage.name) / TRAINER)
     there: dict[str, Any] = {"state": "damaged" if damaged else "new"}
-    if begun:
-        _, seal = begun
+    there_too = store.remote.steps_done("checkpoint", stage.name) if store.remote else None
+    seal = max(filter(None, (begun and begun[1], there_too)), key=lambda each: each.step, default=None)
+    if seal:
         there = {"state": "resumes", "step": seal.step, "total_steps": seal.total_steps, "saved_seconds": seal.seconds}
     fitted = fit and fit.per_device_train_batch_size
     return StageForecast(stage=stage.stage, name=stage.name, fitted_batch_size=fitted, **there)

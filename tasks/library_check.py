@@ -8,7 +8,7 @@ from models.trl_options import SOLVED_BY_TRL
 from settings.settings import Settings
 from tasks.data.checking import noting
 from tasks.gate import check_condition, find_rivals
-from tasks.store import ArtifactStore
+from tasks.remote.opening import open_store
 from tasks.trackers import check_trackers
 
 
@@ -42,4 +42,4 @@ def _check_measuring(recipe: Recipe, settings: Settings, problems: list[str]) ->
             with noting(problems):
                 check_condition(condition, recipe)
         with noting(problems):
-            find_rivals(recipe, ArtifactStore(settings.home))
+            find_rivals(recipe, open_store(settings))

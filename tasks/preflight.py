@@ -1,7 +1,7 @@
 """Everything that can be found wrong before a model loads: in the recipe's data, its base model, and on this machine.
 
-Nothing is left written unless it is asked to wait for a run, and torch is not imported. All problems are reported at
-once, one a line.
+Nothing is left written but what a remote tells of itself, unless it is asked to wait for a run, and torch is not
+imported. All problems are reported at once, one a line.
 """
 
 import math
@@ -28,9 +28,9 @@ from tasks.forecast import stage_inputs
 from tasks.library_check import check_libraries
 from tasks.pruned import is_pruned
 from tasks.queue import check_queue
+from tasks.remote.opening import check_remote, open_store
 from tasks.reward_functions import check_function
 from tasks.scorer_check import find_scorer
-from tasks.store import ArtifactStore
 from tasks.vllm import check_vllm
 
 _BYTES_PER_WEIGHT: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -116,6 +116,8 @@ def _check(recipe: Recipe, settings: Settings, what_if: WhatIf, preparations: Pr
     with noting(problems):
         _check_home(settings.home)
     with noting(problems):
+        check_remote(settings)
+    with noting(problems):
         check_queue(settings.queue)
     check_libraries(recipe, settings, problems)
     if recipe.grpo and machine and not what_if.card:
@@ -129,7 +131,7 @@ def _check(recipe: Recipe, settings: Settings, what_if: WhatIf, preparations: Pr
             if reward.function:
                 check_function(reward.function)
             if reward.model and precision and not (what_if.offline and _is_hub_id(reward.model)):
-                find_scorer(reward, ArtifactStore(settings.home), precision)
+                find_scorer(reward, open_store(settings), precision)
     unread = on_hub(recipe) if what_if.offline else {}
     tables = read_tables(recipe, problems, preparations, skip=unread)
     check_leakage(tables, problems)
@@ -221,7 +223,7 @@ def _steps(stage: Stage, section: Training, data: DatasetCheck) -> int:
 
 def _missing(inputs: list[TrainingInput], settings: Settings) -> set[Stage]:
     """The base model and the stages that are not there yet."""
-    store = ArtifactStore(settings.home)
+    store = open_store(settings)
     places: dict[Stage, Path] = {"base": inputs[0].policy.path}
     places |= {stage.stage: store.folder("checkpoint", stage.name) for stage in inputs}
     return {stage for stage, path in places.items() if not path.exists() or is_pruned(path)}

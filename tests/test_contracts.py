@@ -180,6 +180,9 @@ def test_a_reward_model_counts_where_the_rewards_ask_for_it() -> None:
 
 
 SETTINGS: dict[str, Any] = {
+    "remote": "s3://bucket/prefix",
+    "cache_bytes": 10**9,
+    "remote_lease_seconds": 60.0,
     "judge_url": "http://localhost:8000/v1",
     "judge_api_key": "secret",
     "home": Path("/elsewhere"),
