@@ -38,6 +38,7 @@ def pytest_configure() -> None:
     for name in [name for name in os.environ if name.startswith("ALIGN_")]:
         del os.environ[name]
     os.environ.update(_OFFLINE, ALIGN_QUEUE=tempfile.mkdtemp(prefix="align-queue-"))  # nobody else's work is waited for
+    os.environ["TRACKIO_DIR"] = f"{os.environ['ALIGN_QUEUE']}/trackio"  # read when it is imported, which TRL does
     Settings.model_config["env_file"] = None
 
 
