@@ -50,7 +50,7 @@ def promote(
         refuse_closed_gate(gate)
     told["gate"] = gate and gate.model_dump(mode="json")
     with _holding(store, path, manifest, waiting), changing_alias(store, alias, _holder(), waiting):
-        _refuse_unless_whole(path)
+        _make_sure_of(store, path, manifest)
         known = read_alias(store.home, alias)
         if known and known.checkpoint == path.name:
             return known, False
@@ -108,7 +108,7 @@ def rollback(store: ArtifactStore, alias: str, waiting: Waiting, **told: Any) ->
     """
     path, manifest = resolve(store, before(store.home, alias).checkpoint)
     with _holding(store, path, manifest, waiting), changing_alias(store, alias, _holder(), waiting):
-        _refuse_unless_whole(path)
+        _make_sure_of(store, path, manifest)
         if before(store.home, alias).checkpoint != path.name:
             raise InputError(f"'{alias}' was changed meanwhile; look at `align aliases` and try again")
         return _extend(store, alias, read_alias(store.home, alias), path, manifest, told | {"kind": "rollback"})
@@ -137,7 +137,10 @@ def _holder() -> str:
     return f"a promotion (process {os.getpid()})"
 
 
-def _refuse_unless_whole(path: Path) -> None:
+def _make_sure_of(store: ArtifactStore, path: Path, manifest: Manifest) -> None:
+    """Fetch what lies in the remote alone, and refuse what is not whole; the caller holds its lock."""
+    if store.remote and is_pruned(path) and store.remote.has(path):
+        store.remote.fetch(store, manifest.kind, path.name)
     if damaged := damage(path):
         raise DamagedArtifact(f"{damaged[0]}; nothing was promoted; run its recipe again to make it anew")
     if is_pruned(path):
