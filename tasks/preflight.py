@@ -143,8 +143,8 @@ def _check(recipe: Recipe, settings: Settings, what_if: WhatIf, preparations: Pr
         raise InputError("\n".join(problems))
     checks = [table.check for table in tables.values()]
     # Without its rows and the hub's commits a stage has no name yet, so nothing of it is known to be there.
-    models = (recipe.base_model, *scorers)
-    named = not (what_if.offline and (unread or any(model.source == "hub" for model in models)))
+    unasked = [model for model in (recipe.base_model, *scorers) if what_if.offline and model.source == "hub"]
+    named = not (unread or unasked)
     inputs = list(stage_inputs(recipe, checks, plan_execution(recipe, settings, machine))) if named else []
     missing = _missing(inputs, settings) if named else {"base", *training_sections(recipe)}
     disk = disk_needed(recipe, model.parameters or 0, precision, settings, missing)
@@ -160,7 +160,7 @@ def _check(recipe: Recipe, settings: Settings, what_if: WhatIf, preparations: Pr
         unread=unread,
         named=named,
         needs=_needs(inputs, checks),
-        notes=(*_offline_notes(recipe, unread, what_if), *_notes(recipe, machine, precision, tables), *leaks),
+        notes=(*_offline_notes(recipe, unread, unasked), *_notes(recipe, machine, precision, tables), *leaks),
     )
 
 
@@ -244,14 +244,17 @@ def _needs(inputs: list[TrainingInput], checks: list[DatasetCheck]) -> tuple[str
     return tuple(dict.fromkeys([*parents, *heldout, *(stage.name for stage in inputs)]))
 
 
-def _offline_notes(recipe: Recipe, unread: dict[str, str], what_if: WhatIf) -> Iterator[str]:
-    """What is not known for want of the hub."""
+def _offline_notes(recipe: Recipe, unread: dict[str, str], unasked: list[BaseModelSource]) -> Iterator[str]:
+    """What is not known for want of the hub, of the datasets and of the models there."""
     if unread:
         yield f"{', '.join(dict.fromkeys(unread.values()))}: not read offline; rows, columns and steps are not checked"
     needy: tuple[Rule, ...] = ("special_tokens", "too_long")
     rules = [rule for rule in needy if recipe.data_rules.of(rule) != "keep"]
-    if rules and what_if.offline and recipe.base_model.source == "hub":
-        yield f"data_rules: {' and '.join(rules)} are not looked at offline, for want of the tokenizer"
+    if rules and recipe.base_model in unasked:
+        yield f"data_rules: {' and '.join(rules)} left out, since the tokenizer is not read offline"
+    for model in unasked:
+        if model != recipe.base_model:
+            yield f"grpo.rewards: {model.name} is not looked at offline"
 
 
 def _notes(recipe: Recipe, machine: Machine, precision: Precision, tables: dict[str, Table]) -> Iterator[str]:

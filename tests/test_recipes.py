@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 from models.errors import InputError, StageError
+from models.rewards import Reward
 from settings.published_models import PUBLISHED
 from settings.recipes import load_recipe, shipped_recipes
 from settings.settings import Settings, load_settings
 from tasks.data.checking import training_sections
 from tasks.execution import plan_execution
+from tasks.forecast import stage_inputs
 from tasks.memory_forecast import forecast_memory_offline
 from tasks.preflight import WhatIf, preflight
 
@@ -194,6 +196,20 @@ SHIPPED = {
 """The recipes that come with the pipeline, and the card that each is checked for; none: this machine."""
 
 
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The hosts that this process asks for anything, in vain; the hub's own offline mode hides none of them."""
+    hosts: list[str] = []
+
+    def refuse(host: object, *_: object, **options: object) -> None:
+        hosts.append(str(host))
+        raise OSError("there is no network")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    return hosts
+
+
 def test_every_recipe_of_the_folder_is_shipped_and_checked() -> None:
     assert sorted(SHIPPED) == sorted(
         path.stem for path in (Path(__file__).parents[1] / "settings" / "recipes").rglob("*.y*ml")
@@ -202,7 +218,7 @@ def test_every_recipe_of_the_folder_is_shipped_and_checked() -> None:
 
 
 @pytest.mark.parametrize(("name", "card"), SHIPPED.items())
-def test_a_shipped_recipe_passes_the_check_offline(name: str, card: str, tmp_path: Path) -> None:
+def test_a_shipped_recipe_passes_the_check_offline(name: str, card: str, tmp_path: Path, asked: list[str]) -> None:
     recipe = load_recipe(name)
     found = preflight(recipe, Settings(home=tmp_path / "home"), WhatIf(card=card, offline=True))
     assert found.named == (not found.unread)
@@ -211,6 +227,42 @@ def test_a_shipped_recipe_passes_the_check_offline(name: str, card: str, tmp_pat
     hub = [recipe.base_model.name] if recipe.base_model.source == "hub" else []
     assert set(hub) <= PUBLISHED.keys()
     assert not (tmp_path / "home").exists()
+    assert asked == []
+
+
+HUB = ["--base_model.source", "hub", "--base_model.name", "Qwen/Qwen2.5-0.5B-Instruct"]
+STRICT = ["--data_rules.special_tokens", "fix", "--data_rules.too_long", "drop"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "scorer", "named", "said"),
+    [
+        (HUB, "", False, ""),
+        (HUB + STRICT, "", False, "special_tokens and too_long left out"),
+        ([], "someone/scorer", False, "someone/scorer is not looked at offline"),
+        (HUB + STRICT[:2], "someone/scorer", False, "data_rules: special_tokens left out"),
+        ([], "", True, ""),
+    ],
+)
+def test_models_on_the_hub_are_not_asked_for_offline(
+    flags: list[str], scorer: str, named: bool, said: str, tmp_path: Path, asked: list[str]
+) -> None:
+    recipe = load_recipe("quickstart", flags)
+    assert recipe.grpo
+    rewards = (*recipe.grpo.rewards, *([Reward(kind="reward_model", model=scorer, name="other")] if scorer else []))
+    recipe = recipe.model_copy(update={"grpo": recipe.grpo.model_copy(update={"rewards": rewards})})
+    settings = Settings(home=tmp_path)
+    found = preflight(recipe, settings, WhatIf(offline=True))
+    stages = list(stage_inputs(recipe, found.datasets, plan_execution(recipe, settings, found.machine), offline=True))
+    assert (found.named, len(stages), len(found.datasets)) == (named, 4, 6)
+    assert said in " ".join(found.notes)
+    assert asked == []
+
+
+def test_without_offline_the_hub_is_asked(tmp_path: Path, asked: list[str]) -> None:
+    with pytest.raises(InputError, match="cannot be looked up"):
+        preflight(load_recipe("quickstart", HUB), Settings(home=tmp_path))
+    assert set(asked) == {"huggingface.co"}
 
 
 def test_recipes_name_licences_and_are_suggested() -> None:
