@@ -77,6 +77,10 @@ def truncate(objects: ObjectStore, key: str) -> None:
 
 
 DAMAGES = [alter, truncate, ObjectStore.remove]
+at_length = pytest.mark.parametrize(
+    "objects", [pytest.param("s3", marks=[pytest.mark.slow, pytest.mark.faults]), "file"], indirect=True
+)
+"""In a folder each time; on the server with all the other faults, for it takes long."""
 
 
 def test_of_many_that_create_at_once_one_succeeds(objects: ObjectStore) -> None:
@@ -153,6 +157,7 @@ def test_a_server_that_goes_away_costs_nothing_that_is_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(requests, "_WAITS_SECONDS", (0.1,))
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # those of the client by itself
     server = ObjectServer()
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
@@ -207,6 +212,7 @@ def test_a_folder_that_was_cut_off_goes_on_with_what_is_missing(objects: ObjectS
     assert objects.read(f"f/{first.path}") == (folder / first.path).read_bytes()
 
 
+@at_length
 @pytest.mark.parametrize("harm", DAMAGES)
 def test_a_damaged_object_is_never_served(objects: ObjectStore, folder: Path, tmp_path: Path, harm: object) -> None:
     files = listed(folder)
@@ -230,6 +236,7 @@ def test_what_one_machine_makes_another_one_finds(here: ArtifactStore, there: Ar
     assert not [*there.home.glob("checkpoints/.partial/*")]
 
 
+@at_length
 @pytest.mark.parametrize("harm", DAMAGES)
 @pytest.mark.parametrize("file", ["model.safetensors", "manifest.json"])
 def test_a_folder_damaged_there_is_not_finished_and_is_sent_anew(
@@ -389,6 +396,7 @@ def test_what_the_same_root_left_behind_is_taken_over_at_once(remote: Remote) ->
     assert not lease(remote, "a", 3600).acquire(pytest.fail)
 
 
+@at_length
 def test_of_many_that_take_over_one_succeeds(remote: Remote) -> None:
     lease(remote, "dead", 0.0).acquire(pytest.fail)
     time.sleep(2.1)
@@ -435,6 +443,7 @@ def test_the_newest_trainer_checkpoint_goes_to_whoever_takes_over(
     assert remote.fetch_unfinished("checkpoint", "sft-1", theirs) == 0
 
 
+@at_length
 @pytest.mark.parametrize("harm", DAMAGES)
 @pytest.mark.parametrize("file", ["optimizer.pt", SEAL])
 def test_a_damaged_trainer_checkpoint_is_passed_over(
@@ -451,6 +460,7 @@ def test_a_damaged_trainer_checkpoint_is_passed_over(
     assert found and found[1].step == 2
 
 
+@at_length
 def test_what_is_trained_is_sent_while_it_is_held(here: ArtifactStore, remote: Remote) -> None:
     with sole_maker(here, remote, "checkpoint", "sft-1", "test", pytest.fail) as check:
         trainer_checkpoint(here.partial("checkpoint", "sft-1"), 2)

@@ -16,7 +16,7 @@ from tests.faults import ROOT, manifests, model_files, wait_until
 from tests.object_server import BUCKET, ObjectServer
 from tests.tiny import tiny_recipe, write_recipe
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
 STEPS = 100
 """Enough for a trainer checkpoint to arrive while it is trained."""
@@ -120,7 +120,6 @@ def test_another_worker_takes_all_that_was_trained(workers: Workers) -> None:
     assert {run.id for run in all_runs(third)[0]} > {run.id for run in all_runs(second)[0]}
 
 
-@pytest.mark.faults
 def test_reading_commands_fetch_what_they_need(workers: Workers) -> None:
     lineage = json.loads(workers.run("reader", "lineage", "sft", "--json"))
     assert {node["state"] for node in lineage["nodes"].values()} == {"pruned"}
@@ -131,7 +130,6 @@ def test_reading_commands_fetch_what_they_need(workers: Workers) -> None:
     assert "pruned" not in workers.run("reader", "verify", "sft")
 
 
-@pytest.mark.faults
 def test_two_workers_at_once_train_each_stage_once_to_the_same_weights(
     tmp_path: Path, server: ObjectServer, recipe: dict[str, object], workers: Workers
 ) -> None:
