@@ -27,13 +27,13 @@ from tasks.gate import find_rivals
 from tasks.grpo import train_grpo
 from tasks.preflight import preflight
 from tasks.recording import close_failed, open_run, refuse_impossible
+from tasks.remote.opening import open_store
 from tasks.report import report
 from tasks.reward import train_reward_model
 from tasks.reward_functions import function_digests
 from tasks.scorer import prepare_scorer
 from tasks.sft import train_sft
 from tasks.showing import show_run
-from tasks.store import ArtifactStore
 
 
 @checked_flow(name="align", on_failure=[close_failed], on_crashed=[close_failed], on_cancellation=[close_failed])
@@ -92,13 +92,14 @@ def align(
             dataset=rows(recipe.grpo.dataset, "prompts", recipe.grpo.rewards),
             hyperparameters=recipe.grpo,
             functions=function_digests(recipe.grpo),
+            generator=execution.generator,
             **_other_scorers(recipe.grpo, heldout, execution),
             **common,
         )
         grpo = train_grpo.submit(grpo_input, execution)
 
     made = {stage.stage: stage for stage in (base, sft, *(each.result() for each in (reward, dpo, grpo) if each))}
-    rivals = find_rivals(recipe, ArtifactStore(settings.home))
+    rivals = find_rivals(recipe, open_store(settings))
     inputs = judge_inputs(recipe, made, rivals.values(), heldout)
     evaluations = [evaluate.submit(each, execution.shared_by(len(inputs))) for each in inputs]
     judged = [evaluation.result() for evaluation in evaluations]

@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import psutil
+from pydantic import Field
 
 from models.contract import Contract
 from models.errors import AlignError, InputError, Stopped
@@ -34,6 +35,8 @@ class ChildOptions(Contract):
     """The child is stopped after so long."""
     memory_limit_bytes: int | None = None
     """Host memory that it may allocate."""
+    environment: dict[str, str] = Field({}, repr=False)
+    """Variables to set, which may hold secrets."""
     place: int = 0
     """Which of several accelerators it sees; with one or none, all there is."""
 
@@ -78,6 +81,7 @@ def serve(
     output.close()
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    os.environ.update(options.environment)
     _name_levels()
     _see_one_accelerator(options.place)
     _limit_threads(options.threads)

@@ -1,7 +1,7 @@
 """Checks of a recipe's datasets: every row fits its stage, and no held-out prompt is trained on."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from models.fingerprint import fingerprint
 from models.preparation import Cleaning, RuleCount
 from models.recipe import GRPO, Recipe, Training
 from models.rewards import Reward, Verifier
-from models.sources import BaseModelSource, DatasetSource
+from models.sources import BaseModelSource, DatasetSource, RowSource
 from settings.chat_templates import chat_template
 from tasks.base_model_check import locate
 from tasks.data.conversion import Wanted
@@ -22,6 +22,7 @@ from tasks.data.located import what_decides
 from tasks.data.marks import special_tokens
 from tasks.data.preparations import Preparations
 from tasks.data.rows import Role, Row
+from tasks.data.sources import is_on_hub, local_files
 
 
 class DatasetCheck(Contract):
@@ -104,12 +105,38 @@ def _uses(recipe: Recipe) -> Iterator[tuple[str, DatasetSource, Role, Rules]]:
             yield f"evaluation.sets '{one.name}' preferences", one.preferences, "preference", ()
 
 
-def read_tables(recipe: Recipe, problems: list[str], preparations: Preparations) -> dict[str, Table]:
-    """Check all rows of all datasets, each source once; those with problems are left out and noted."""
+def datasets_on_hub(recipe: Recipe) -> dict[str, str]:
+    """The datasets of which at least a part is on a hub: what messages call each, by its place in the recipe."""
+    return {place: source.label for place, source, *_ in _uses(recipe) if any(map(_is_on_hub, source.sources))}
+
+
+def _is_on_hub(source: RowSource) -> bool:
+    with suppress(InputError):  # reading it will say what is wrong
+        return is_on_hub(source, local_files(source))
+    return False
+
+
+def read_tables(
+    recipe: Recipe, problems: list[str], preparations: Preparations, offline: bool = False
+) -> dict[str, Table]:
+    """Check all rows of all datasets, each source once; those with problems are left out and noted.
+
+    Args:
+        recipe: Whose datasets.
+        problems: Gets what is wrong.
+        preparations: Finds or makes their rows.
+        offline: Ask no hub: datasets there are left out, and rules that need the tokenizer of a model there.
+    """
+    unread = datasets_on_hub(recipe) if offline else {}
     read: dict[str, Table | None] = {}
     tables = {}
     for place, source, role, rules in _uses(recipe):
-        wanted = wanted_rows(source, role, recipe.system_prompt, rules, cleaning_of(recipe, longest_row(recipe, place)))
+        if place in unread:
+            continue
+        cleaning = cleaning_of(recipe, longest_row(recipe, place))
+        if offline and recipe.base_model.source == "hub":
+            cleaning = cleaning.model_copy(update={"model": None})
+        wanted = wanted_rows(source, role, recipe.system_prompt, rules, cleaning)
         key = fingerprint(what_decides(source, wanted))
         if key not in read:
             read[key] = None
