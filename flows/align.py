@@ -18,7 +18,7 @@ from settings.settings import load_settings
 from tasks.base_model import prepare_base_model
 from tasks.compare import compare_models
 from tasks.data.checking import cleaning_of
-from tasks.data.rows import Role
+from tasks.data.formats.reading import Role
 from tasks.dataset import prepare_dataset
 from tasks.dpo import train_dpo
 from tasks.evaluate import evaluate, held_out, judge_inputs

@@ -20,10 +20,10 @@ from tasks.child_main import ChildOptions
 from tasks.core.entry import render
 from tasks.data.card import write_card
 from tasks.data.checking import wanted_rows
+from tasks.data.formats.reading import Role
 from tasks.data.located import Located
 from tasks.data.preparations import Preparations, Ready, hand_over
 from tasks.data.preparing import Manner
-from tasks.data.rows import Role
 from tasks.data.snapshot import ROWS, first_row
 from tasks.execution import Execution
 from tasks.files import file_digest

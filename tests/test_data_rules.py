@@ -14,10 +14,12 @@ from models.recipe import Recipe
 from models.sources import BaseModelSource, DatasetSource, MixturePart
 from tasks.core.example import render_example
 from tasks.data.checking import read_tables, wanted_rows
+from tasks.data.formats.reading import Role
 from tasks.data.leakage import check_leakage
 from tasks.data.left_out import LEFT_OUT
+from tasks.data.lines import Row
 from tasks.data.preparations import Preparations
-from tasks.data.rows import Role, Row
+from tasks.data.preparing import Manner
 from tasks.data.snapshot import read_rows
 from tests.tiny import CHAT_TEMPLATE
 
@@ -136,7 +138,8 @@ def prepared(path: Path, role: Role, model: Path | None = None, **rules: Any) ->
     limit = 256 if "too_long" in rules else None
     asked = BaseModelSource(source="folder", name=str(model)) if model else None
     cleaning = Cleaning(rules=DataRules(**rules), model=asked, max_tokens=limit)
-    ready = Preparations(path.parent / "home").make(source, wanted_rows(source, role, None, (), cleaning))
+    preparations = Preparations(path.parent / "home", Manner(workers=0))
+    ready = preparations.make(source, wanted_rows(source, role, None, (), cleaning))
     return ready.prepared, ready.folder
 
 

@@ -18,10 +18,11 @@ from models.sources import BaseModelSource, DatasetSource
 from settings.chat_templates import chat_template
 from tasks.base_model_check import locate
 from tasks.data.conversion import Wanted
+from tasks.data.formats.reading import Role
+from tasks.data.lines import Row
 from tasks.data.located import what_decides
 from tasks.data.marks import special_tokens
 from tasks.data.preparations import Preparations
-from tasks.data.rows import Role, Row
 
 
 class DatasetCheck(Contract):

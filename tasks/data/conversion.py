@@ -16,9 +16,10 @@ from models.errors import InputError
 from models.rewards import Reward, Verifier
 from tasks.data.cleaning import Cleaner, Problem, shortened
 from tasks.data.formats.format import Format
+from tasks.data.formats.reading import Role
 from tasks.data.identity import DIGEST_BYTES, canonical_line, is_heldout, line_digest, prompt_id
 from tasks.data.readers import Block, Row, read_block
-from tasks.data.rows import Role, converted, with_system_prompt
+from tasks.data.rows import converted, with_system_prompt
 from tasks.data.snapshot import table_bytes
 from tasks.data.tokens import count_tokens
 
