@@ -8,10 +8,9 @@ from pathlib import Path
 from pydantic import Field
 
 from models.artifacts import Stage
-from models.contract import Contract
 from models.errors import InputError
 from models.fingerprint import fingerprint
-from models.preparation import Cleaning, RuleCount
+from models.preparation import Cleaning, Prepared
 from models.recipe import GRPO, Recipe, Training
 from models.rewards import Reward, Verifier
 from models.sources import BaseModelSource, DatasetSource
@@ -25,31 +24,15 @@ from tasks.data.marks import special_tokens
 from tasks.data.preparations import Preparations
 
 
-class DatasetCheck(Contract):
-    """One use of a dataset in the recipe."""
+class DatasetCheck(Prepared):
+    """One use of a dataset in the recipe, and what preparing it has found."""
 
     place: str
     """Key in the recipe: `sft.dataset`, `evaluation.prompts`, …"""
     path: str
     """The source as the recipe names it."""
-    rows: int
-    """Rows that will be used."""
-    duplicates: int
-    """Rows left out because an earlier one is equal."""
-    recognised: str = ""
-    """The format: what was recognised, how it is read, and what of it is left out."""
-    unpaired: int = 0
-    """Rows left out because nothing was there to make a pair with them."""
-    read: int = 0
-    """Rows of the source."""
-    problems: tuple[RuleCount, ...] = ()
-    """Data rules that rows break, with what becomes of these rows."""
-    remarks: tuple[str, ...] = ()
-    """What was not looked for in all rows."""
     fingerprint: str
     """Of the snapshot that the rows will be frozen as."""
-    size_bytes: int
-    """Size of that snapshot."""
     longest_rows: tuple[Row, ...] = Field((), exclude=True, repr=False)
     """The rows with the longest texts, which decide how much memory training takes."""
 
@@ -169,18 +152,5 @@ def _read_table(place: str, source: DatasetSource, wanted: Wanted, preparations:
     except InputError as error:
         raise InputError("\n".join(f"{place}: {line}" for line in str(error).splitlines())) from None
     found = ready.prepared
-    check = DatasetCheck(
-        place=place,
-        path=source.label,
-        rows=found.rows,
-        duplicates=found.duplicates,
-        recognised=found.recognised,
-        unpaired=found.unpaired,
-        read=found.read,
-        problems=found.problems,
-        remarks=found.remarks,
-        fingerprint=fingerprint(found.identity),
-        size_bytes=found.size_bytes,
-        longest_rows=found.longest_rows,
-    )
+    check = DatasetCheck(place=place, path=source.label, fingerprint=fingerprint(found.identity), **dict(found))
     return Table(check, ready.folder)
