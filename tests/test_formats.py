@@ -254,6 +254,20 @@ def test_whole_trees_give_the_same(tmp_path: Path) -> None:
     assert sorted(checked.rows, key=canonical_json) == sorted(BEST_AND_WORST, key=canonical_json)
 
 
+def test_each_instance_of_a_self_instruct_task_is_a_row(tmp_path: Path) -> None:
+    instances = [{"input": "b", "output": "c"}, {"input": "", "output": "d"}]
+    rows: list[Row] = [{"instruction": "a", "instances": instances}, {"instruction": "e", "instances": instances[:1]}]
+    found = check(written(tmp_path / "a.jsonl", rows), "sft")
+    assert found.rows == [completion("a\n\nb", "c"), completion("a", "d"), completion("e\n\nb", "c")]
+    assert found.found.read == 2
+    assert [row["prompt"] for row in check(tmp_path / "a.jsonl", "prompts").rows] == [
+        said("a\n\nb"), said("a"), said("e\n\nb")
+    ]  # fmt: skip
+    rows[1] = {"instruction": "a", "instances": [*instances, {"input": "x"}]}
+    with pytest.raises(InputError, match=r"a\.jsonl: line 2, instance 3: column 'instances\.output': got null"):
+        check(written(tmp_path / "a.jsonl", rows), "sft")
+
+
 # The digest of each shipped file in each role that can read it, as version 0.1 gives it: checkpoints are named by it.
 DIGESTS = {
     ("sft", "sft"): "e608e5adc5d7a7a4fa68d64d4537c7ea698fc37623c459c782af0b961810bcfe",

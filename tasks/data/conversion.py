@@ -18,7 +18,7 @@ from tasks.data.cleaning import Cleaner, Problem, shortened
 from tasks.data.formats.format import Format
 from tasks.data.formats.reading import Role
 from tasks.data.identity import DIGEST_BYTES, canonical_line, is_heldout, line_digest, prompt_id
-from tasks.data.readers import Block, Row, read_block
+from tasks.data.readers import Block, Entry, Row, read_block
 from tasks.data.rows import converted, with_system_prompt
 from tasks.data.snapshot import table_bytes
 from tasks.data.tokens import count_tokens
@@ -118,16 +118,24 @@ def convert(block: Block, wanted: Wanted, most: int | None = None) -> Portion:
     try:
         for place, entry in islice(read_block(block), most):
             read += 1
-            row = cleaner.cleaned(place, entry, lambda given: converted(given, form, wanted.rules))
-            if row is not None:
-                rows.append(row)
-                places.append(place)
+            for where, part in _parts(place, entry, form):
+                row = cleaner.cleaned(where, part, lambda given: converted(given, form, wanted.rules))
+                if row is not None:
+                    rows.append(row)
+                    places.append(where)
     except InputError as error:
         failure = str(error)
     apart = tuple(rows) if form.combine else ()
     portion = portion_of([] if apart else rows, wanted, () if apart else places)
     problems = (*cleaner.problems, *portion.problems)
     return replace(portion, read=read, problems=problems, failure=failure, uncombined=apart)
+
+
+def _parts(place: str, entry: Row | InputError, form: Format) -> Iterator[Entry]:
+    """The rows that a row stands for; of several, each has its number in its place."""
+    parts: Sequence[Row | InputError] = [entry] if isinstance(entry, InputError) else form.split(entry)
+    for number, part in enumerate(parts, 1):
+        yield (f"{place}, instance {number}" if len(parts) > 1 else place), part
 
 
 def portion_of(rows: Sequence[Row], wanted: Wanted, places: Sequence[str] = ()) -> Portion:
