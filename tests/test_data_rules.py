@@ -1,6 +1,7 @@
 """What becomes of rows that break a data rule, in files of every kind of damage, and `align data`."""
 
 import json
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tasks.data.lines import Row
 from tasks.data.preparations import Preparations
 from tasks.data.preparing import Manner
 from tasks.data.snapshot import read_rows
+from tasks.data.tokens import tokenizer_of
 from tests.tiny import CHAT_TEMPLATE
 
 U, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
@@ -308,7 +310,15 @@ def test_a_file_that_serves_nothing_is_said_to(tmp_path: Path, capsys: pytest.Ca
     assert all("columns found: 'x'" in role["refused"] for role in json.loads(capsys.readouterr().out)["roles"])
 
 
-@pytest.mark.parametrize("arguments", [["none.jsonl"], ["rows.jsonl", "--model", "nowhere/at/all"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["none.jsonl"],
+        ["rows.jsonl", "--model", "nowhere/at/all"],
+        ["rows.jsonl", "--model_revision", "v1"],
+        ["rows.jsonl", "--model", ".", "--model_revision", "v1"],
+    ],
+)
 def test_what_is_not_there_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
@@ -332,6 +342,22 @@ def test_a_model_measures_and_shows_the_first_row(
     assert example["eos_trained"]
     assert example["generation_prompt"]
     assert not example["bos_doubled"]
+
+
+def test_a_hub_models_tokenizer_is_that_of_its_revision(
+    tmp_path: Path, hub: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub["/api/models/org/model/revision/v1"] = {"id": "org/model", "sha": "c" * 40}
+    asked: list[tuple[str, str]] = []
+
+    def snapshot_download(name: str, revision: str, allow_patterns: list[str]) -> str:
+        asked.append((name, revision))
+        assert not any(fnmatch("model.safetensors", pattern) for pattern in allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert tokenizer_of(BaseModelSource(source="hub", name="org/model", revision="v1")) == tmp_path
+    assert asked == [("org/model", "c" * 40)]
 
 
 BOS = "<|im_start|>"

@@ -15,13 +15,13 @@ from models.recipe import GRPO, Recipe, Training
 from models.rewards import Reward, Verifier
 from models.sources import BaseModelSource, DatasetSource
 from settings.chat_templates import chat_template
-from tasks.base_model_check import locate
 from tasks.data.conversion import Wanted
 from tasks.data.formats.reading import Role
 from tasks.data.lines import Row
 from tasks.data.located import what_decides
 from tasks.data.marks import special_tokens
 from tasks.data.preparations import Preparations
+from tasks.data.tokens import tokenizer_of
 
 
 class DatasetCheck(Prepared):
@@ -142,8 +142,7 @@ def cleaned_by(wanted: Wanted, cleaning: Cleaning) -> Wanted:
 def measured_by(wanted: Wanted, model: BaseModelSource, max_tokens: int | None) -> Wanted:
     """Rows with their tokens counted."""
     template = chat_template(model.chat_template) if model.chat_template else None
-    place = locate(model)[0]
-    return replace(wanted, tokenizer=Path(place), chat_template=template, max_tokens=max_tokens)
+    return replace(wanted, tokenizer=tokenizer_of(model), chat_template=template, max_tokens=max_tokens)
 
 
 def _read_table(place: str, source: DatasetSource, wanted: Wanted, preparations: Preparations) -> Table:
