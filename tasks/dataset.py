@@ -177,22 +177,28 @@ def _publish(
     store.discard_partial("dataset", name)
     hand_over(ready, folder)
     write_card(folder, card, first_row(folder))
-    rules: dict[str, Any] = {"duplicates_dropped": ready.prepared.duplicates, "system_prompt": card.system_prompt}
-    if ready.prepared.unpaired:
-        rules["unpaired_dropped"] = ready.prepared.unpaired
-    if changed:
-        rules["data_rules"] = changed
-    said: dict[str, Any] = {"files": card.files} if card.files else {}
-    said |= {"rows": card.rows, "rules": rules, "recognised": card.recognised}
-    said |= {"commit": card.revision} if card.revision else {}
-    said |= {"license": card.license} if card.license else {}
     return store.publish(
         folder,
         name=name,
         kind="dataset",
         fingerprint=fingerprint(identity),
         identity=identity,
-        origin={"path": label} | card.source | said,
+        origin={"path": label} | _origin(card, changed),
         metrics={"rows": float(card.rows), "duplicates_dropped": float(ready.prepared.duplicates)},
         **provenance(execution),
     )
+
+
+def _origin(card: SnapshotCard, changed: dict[str, Any]) -> dict[str, Any]:
+    """What the manifest says of where the rows come from: the source with files or commits, and the rules applied."""
+    rules: dict[str, Any] = {"duplicates_dropped": card.rules["duplicate"], "system_prompt": card.system_prompt}
+    rules |= {"unpaired_dropped": card.rules["unpaired"]} if card.rules["unpaired"] else {}
+    rules |= {"data_rules": changed} if changed else {}
+    said: dict[str, Any] = {"rows": card.rows, "rules": rules, "recognised": card.recognised}
+    said |= {"files": card.files} if card.files else {}
+    said |= {"commit": card.revision} if card.revision else {}
+    said |= {"license": card.license} if card.license else {}
+    if card.parts:
+        asked = zip(card.source["mixture"], card.parts, strict=True)
+        said["mixture"] = [part | ({"commit": of.revision} if of.revision else {}) for part, of in asked]
+    return card.source | said

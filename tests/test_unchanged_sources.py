@@ -25,7 +25,7 @@ from tasks.data.located import Located, key_of
 from tasks.data.preparations import Preparations, Ready, hand_over, leaving_nothing
 from tasks.data.preparing import Manner
 from tasks.data.snapshot import ROWS, ROWS_BEFORE, read_rows
-from tasks.dataset import _card, prepare_dataset
+from tasks.dataset import _card, _origin, prepare_dataset
 from tasks.execution import Execution
 from tasks.pruning import plan_prune
 from tasks.store import ArtifactStore
@@ -200,6 +200,10 @@ def test_each_file_and_part_of_a_mixture_is_told(tmp_path: Path, monkeypatch: py
     assert list(card.files) == ["u/data/t.jsonl", "v/data/t.jsonl", "w/t.jsonl"]
     assert [part.revision for part in card.parts] == [None, None, None, "a" * 40, "b" * 40]
     assert asked == ["a" * 40, "b" * 40]
+    told = _origin(card, {})["mixture"]
+    assert [(part["path"], part.get("commit")) for part in told[2:]] == [
+        ("t.jsonl", None), ("org/rows", "a" * 40), ("org/rows", "b" * 40)
+    ]  # fmt: skip
     write_card(tmp_path, card, None)
     text = (tmp_path / "README.md").read_text()
     assert f"| org/rows | 3 of 9 rows, commit {'a' * 40} |\n| org/rows | 3 of 9 rows, commit {'b' * 40} |" in text
