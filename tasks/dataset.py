@@ -19,7 +19,7 @@ from tasks.child import run_in_child
 from tasks.child_main import ChildOptions
 from tasks.core.entry import render
 from tasks.data.card import write_card
-from tasks.data.checking import wanted_rows
+from tasks.data.checking import kept_apart, wanted_rows
 from tasks.data.formats.reading import Role
 from tasks.data.located import Located
 from tasks.data.preparations import Preparations, Ready, hand_over
@@ -62,6 +62,8 @@ def prepare_dataset(
     """
     wanted = wanted_rows(source, role, system_prompt, rules, cleaning)
     preparations = Preparations(execution.settings.home, _telling(f"dataset for {role}"))
+    if cleaning:
+        wanted = kept_apart(wanted, cleaning, preparations)
     ready = preparations.ready(source, wanted)
     identity = ready.prepared.identity
     name = fingerprint(identity)[:ID_LENGTH]

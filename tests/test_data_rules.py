@@ -256,7 +256,7 @@ def test_a_mixture_adds_up_what_its_parts_hold(tmp_path: Path) -> None:
     assert len((ready.folder / LEFT_OUT).read_text().splitlines()) == 2
 
 
-def leak_recipe(folder: Path, **rules: str) -> Recipe:
+def leak_recipe(folder: Path, **rules: Any) -> Recipe:
     """Trains on one held-out prompt, and on one row that quotes another."""
     quoted = " ".join(f"quoted{number}" for number in range(14))
     write(folder / "sft.jsonl", [*GOOD["sft"], sft(prompt="leaked"), sft(prompt=f"Once more: {quoted}")])
@@ -281,6 +281,68 @@ def test_leaks_are_told_of_or_end_the_run(tmp_path: Path, leak: str, near_leak: 
         told, others = (problems, notes) if action == "error" else (notes, problems)
         assert any(said[rule] in line for line in told)
         assert not any(said[rule] in line for line in others)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_leaks_are_left_out_of_training(tmp_path: Path, workers: int) -> None:
+    recipe = leak_recipe(tmp_path, leak="drop", near_leak="drop")
+    problems: list[str] = []
+    tables = read_tables(recipe, problems, Preparations(tmp_path / "home", Manner(workers)))
+    assert check_leakage(tables, recipe.data_rules, problems) == problems == []
+    training, heldout = tables["sft.dataset"], tables["evaluation.prompts"]
+    assert [row["prompt"][0]["content"] for row in read_rows(training.folder)] == [
+        WORDS, *(f"q {number}" for number in range(20))
+    ]  # fmt: skip
+    assert heldout.check.rows == 2
+    assert [(each.rule, each.action, each.rows) for each in training.check.problems] == [
+        ("leak", "drop", 1), ("near_leak", "drop", 1)
+    ]  # fmt: skip
+    listed = [json.loads(line) for line in (training.folder / LEFT_OUT).read_text().splitlines()]
+    assert [(each["rule"], each["place"]) for each in listed] == [
+        ("leak", f"{tmp_path}/sft.jsonl: line 22"), ("near_leak", f"{tmp_path}/sft.jsonl: line 23")
+    ]  # fmt: skip
+    assert "column 'prompt': 'leaked' is a held-out prompt" in listed[0]["reason"]
+    assert "shares 13 words in a row with a held-out one, 'quoted0 quoted1" in listed[1]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("rules", "rows", "problem"),
+    [
+        ({"leak": "drop"}, 22, ""),
+        ({"leak": "keep", "near_leak": "drop"}, 22, ""),
+        ({"leak": "drop", "max_dropped": 0.01}, 0, "sft.dataset: {0}/sft.jsonl: line 22: column 'prompt': 'leaked'"),
+        ({"leak": "error", "near_leak": "drop"}, 22, "evaluation.prompts: 1 of 2 held-out prompts"),
+    ],
+)
+def test_each_leak_has_its_own_rule(tmp_path: Path, rules: dict[str, Any], rows: int, problem: str) -> None:
+    recipe = leak_recipe(tmp_path, **rules)
+    problems: list[str] = []
+    tables = read_tables(recipe, problems, Preparations(tmp_path / "home", Manner(workers=0)))
+    check_leakage(tables, recipe.data_rules, problems)
+    assert (tables["sft.dataset"].check.rows if rows else 0) == rows
+    assert "\n".join(problems).startswith(problem.format(tmp_path))
+    assert bool(problems) == bool(problem)
+
+
+def test_what_is_wrong_with_held_out_rows_is_told_at_their_place(tmp_path: Path) -> None:
+    recipe = leak_recipe(tmp_path, leak="drop")
+    (tmp_path / "heldout.jsonl").write_text("{")
+    problems: list[str] = []
+    tables = read_tables(recipe, problems, Preparations(tmp_path / "home", Manner(workers=0)))
+    assert [*tables] == ["sft.dataset"]
+    (problem,) = problems
+    assert problem.startswith("evaluation.prompts: ")
+
+
+def test_a_mixture_keeps_its_shares_without_leaks(tmp_path: Path) -> None:
+    recipe = leak_recipe(tmp_path, leak="drop")
+    write(tmp_path / "other.jsonl", [sft(prompt=f"other {number}") for number in range(30)])
+    parts = [{"path": str(tmp_path / "sft.jsonl")}, {"path": str(tmp_path / "other.jsonl")}]
+    asked = recipe.model_dump(mode="json") | {"sft": {"dataset": {"mixture": parts}}}
+    tables = read_tables(Recipe.model_validate(asked), [], Preparations(tmp_path / "home", Manner(workers=0)))
+    found = tables["sft.dataset"].check
+    assert [(part.available, part.rows) for part in found.parts] == [(22, 22), (30, 22)]
+    assert {each.rule: each.rows for each in found.problems if each.action == "drop"} == {"leak": 1}
 
 
 def test_a_good_file_is_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,14 +13,16 @@ import pytest
 from prefect import flow
 
 from models.artifacts import Dataset
+from models.data_rules import DataRules
 from models.errors import InputError
 from models.fingerprint import ID_LENGTH
-from models.preparation import CARD_VERSION, PartCount, Prepared, RenderedExample, SnapshotCard
+from models.preparation import CARD_VERSION, Cleaning, HeldOutUse, PartCount, Prepared, RenderedExample, SnapshotCard
 from models.sources import DatasetSource, RowSource
 from tasks.core.hub_rows import write_hub_rows
 from tasks.data.card import read_card, write_card
 from tasks.data.checking import wanted_rows
 from tasks.data.conversion import Wanted
+from tasks.data.left_out import LEFT_OUT
 from tasks.data.located import Located, key_of
 from tasks.data.preparations import Preparations, Ready, hand_over, leaving_nothing
 from tasks.data.preparing import Manner
@@ -254,9 +256,9 @@ def test_what_a_killed_process_leaves_is_pruned(tmp_path: Path, file: Path) -> N
 
 
 @flow
-def freezing(source: DatasetSource, execution: Execution) -> Dataset:
+def freezing(source: DatasetSource, execution: Execution, cleaning: Cleaning | None = None) -> Dataset:
     """One dataset."""
-    wanted: Dataset = prepare_dataset.submit(source, "sft", "be brief", execution).result()
+    wanted: Dataset = prepare_dataset.submit(source, "sft", "be brief", execution, cleaning=cleaning).result()
     return wanted
 
 
@@ -288,6 +290,20 @@ def test_a_snapshot_tells_where_it_is_from(
     copies = DatasetSource(path=str(write_rows(tmp_path / "elsewhere" / "other.jsonl", DATA)))
     assert freezing(copies, execution).fingerprint == made.fingerprint
     assert [*home.glob("datasets/.partial/*")] == []
+
+
+@pytest.mark.slow
+def test_a_snapshot_is_kept_apart_from_held_out_rows(
+    tmp_path: Path, file: Path, execution: Execution, prefect_api: None
+) -> None:
+    heldout = DatasetSource(path=str(write_rows(tmp_path / "heldout.jsonl", [{"prompt": "prompt 7", "answer": "7"}])))
+    apart = (HeldOutUse(source=heldout, role="prompts"),)
+    cleaning = Cleaning(rules=DataRules(leak="drop"), apart_from=apart)
+    made = freezing(DatasetSource(path=str(file)), execution, cleaning)
+    assert [*read_rows(made.path)] == [*BRIEF[:7], *BRIEF[8:]]
+    (listed,) = map(json.loads, (made.path / LEFT_OUT).read_text().splitlines())
+    assert (listed["rule"], listed["place"]) == ("leak", f"{file}: line 8")
+    assert [*execution.settings.home.glob("datasets/.partial/*")] == []
 
 
 @pytest.mark.slow

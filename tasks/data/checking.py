@@ -1,21 +1,22 @@
 """Checks of a recipe's datasets: every row fits its stage, and no held-out prompt is trained on."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 from pydantic import Field
 
-from models.artifacts import Stage
+from models.artifacts import Stage, TrainingStage
 from models.errors import InputError
 from models.fingerprint import fingerprint
-from models.preparation import Cleaning, Prepared
+from models.preparation import Cleaning, HeldOutUse, Prepared
 from models.recipe import GRPO, Recipe, Training
 from models.rewards import Reward, Verifier
 from models.sources import BaseModelSource, DatasetSource
 from settings.chat_templates import chat_template
-from tasks.data.conversion import Wanted
+from tasks.data.conversion import HeldOutSnapshot, Wanted
 from tasks.data.formats.reading import Role
 from tasks.data.lines import Row
 from tasks.data.located import what_decides
@@ -66,9 +67,25 @@ def training_sections(recipe: Recipe) -> dict[Stage, Training]:
 Rules = tuple[Reward | Verifier, ...]
 
 
-def cleaning_of(recipe: Recipe, max_tokens: int | None = None) -> Cleaning:
-    """What the recipe asks of the rows of a dataset, whose stage takes so many tokens."""
-    return Cleaning(rules=recipe.data_rules, model=recipe.base_model, max_tokens=max_tokens)
+def cleaning_of(recipe: Recipe, stage: Stage | None = None) -> Cleaning:
+    """What the recipe asks of the rows that a stage trains on; none: of held-out rows."""
+    rules, asked = recipe.data_rules, Cleaning(rules=recipe.data_rules, model=recipe.base_model)
+    if stage is None:
+        return asked
+    longest = getattr(training_sections(recipe)[stage], "max_length", None)
+    apart = _held_out(recipe) if "drop" in (rules.leak, rules.near_leak) else ()
+    return asked.model_copy(update={"max_tokens": longest, "apart_from": tuple(apart)})
+
+
+def _held_out(recipe: Recipe) -> Iterator[HeldOutUse]:
+    for place, source, role, rules in _uses(recipe):
+        if not _stage_of(place):
+            yield HeldOutUse.model_validate({"source": source, "role": role, "rules": rules})
+
+
+def _stage_of(place: str) -> Stage | None:
+    """The stage that trains on the dataset at that place of a recipe; none: it is held out."""
+    return next((stage for stage in get_args(TrainingStage) if place == f"{stage}.dataset"), None)
 
 
 def _uses(recipe: Recipe) -> Iterator[tuple[str, DatasetSource, Role, Rules]]:
@@ -93,7 +110,10 @@ def read_tables(recipe: Recipe, problems: list[str], preparations: Preparations)
     read: dict[str, Table | None] = {}
     tables = {}
     for place, source, role, rules in _uses(recipe):
-        wanted = wanted_rows(source, role, recipe.system_prompt, rules, cleaning_of(recipe, longest_row(recipe, place)))
+        cleaning = cleaning_of(recipe, _stage_of(place))
+        wanted = wanted_rows(source, role, recipe.system_prompt, rules, cleaning)
+        with suppress(InputError):  # what is wrong with held-out rows is told at their own place
+            wanted = kept_apart(wanted, cleaning, preparations)
         key = fingerprint(what_decides(source, wanted))
         if key not in read:
             read[key] = None
@@ -103,12 +123,6 @@ def read_tables(recipe: Recipe, problems: list[str], preparations: Preparations)
         if found:
             tables[place] = Table(found.check.model_copy(update={"place": place}), found.folder)
     return tables
-
-
-def longest_row(recipe: Recipe, place: str) -> int | None:
-    """Most tokens of a row of the dataset at that place of the recipe; none: no limit."""
-    stage, _, key = place.partition(".")
-    return getattr(getattr(recipe, stage), "max_length", None) if key == "dataset" else None
 
 
 def wanted_rows(
@@ -137,6 +151,22 @@ def cleaned_by(wanted: Wanted, cleaning: Cleaning) -> Wanted:
     wanted = replace(wanted, special_tokens=tokens)
     measured = cleaning.max_tokens is not None and given.too_long != "keep"
     return measured_by(wanted, model, cleaning.max_tokens) if measured else wanted
+
+
+def kept_apart(wanted: Wanted, cleaning: Cleaning, preparations: Preparations) -> Wanted:
+    """What rows are to become that must not repeat held-out ones, which are prepared first.
+
+    Raises:
+        InputError: held-out rows cannot be used.
+        Killed, StageError, Stopped: see `tasks.data.preparing`.
+    """
+    own = cleaning.model_copy(update={"max_tokens": None, "apart_from": ()})
+    ready = [
+        preparations.ready(each.source, wanted_rows(each.source, each.role, wanted.system_prompt, each.rules, own))
+        for each in cleaning.apart_from
+    ]
+    heldout = [HeldOutSnapshot(each.folder, each.prepared.rows_sha256) for each in ready]
+    return replace(wanted, heldout=tuple(heldout))
 
 
 def measured_by(wanted: Wanted, model: BaseModelSource, max_tokens: int | None) -> Wanted:
