@@ -283,7 +283,7 @@ def test_leaks_are_told_of_or_end_the_run(tmp_path: Path, leak: str, near_leak: 
         assert not any(said[rule] in line for line in others)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_leaks_are_left_out_of_training(tmp_path: Path, workers: int) -> None:
     recipe = leak_recipe(tmp_path, leak="drop", near_leak="drop")
     problems: list[str] = []

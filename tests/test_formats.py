@@ -320,7 +320,7 @@ NAMES = sorted(
 ROWS = st.dictionaries(st.sampled_from(NAMES), CELLS, max_size=7)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(
     rows=st.lists(ROWS, min_size=1, max_size=3),
     role=st.sampled_from(ROLES),

@@ -39,6 +39,7 @@ DATA: list[dict[str, Any]] = [
 ]
 NORMAL = [completion(row["prompt"], row["completion"], kind="k") for row in DATA[:189]]
 """The rows after these repeat the first ones."""
+WORKERS = [0, pytest.param(2, marks=pytest.mark.slow)]
 
 
 def preparing() -> list[psutil.Process]:
@@ -199,7 +200,7 @@ def test_neither_processes_nor_files_have_a_say(tmp_path: Path) -> None:
     assert not preparing()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.usefixtures("small_blocks")
 def test_places_are_exact(tmp_path: Path, workers: int) -> None:
     rows = [*DATA]
@@ -215,7 +216,7 @@ def test_places_are_exact(tmp_path: Path, workers: int) -> None:
     assert second.startswith(f"{tmp_path}/rows.jsonl: line 154: column 'completion': got 5")
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.usefixtures("small_blocks")
 def test_max_rows_stops_before_what_is_wrong(tmp_path: Path, workers: int) -> None:
     (tmp_path / "rows.jsonl").write_bytes(lines(DATA[:20]) + b"\xff\n" + lines(DATA[20:]))
@@ -230,7 +231,7 @@ def test_max_rows_stops_before_what_is_wrong(tmp_path: Path, workers: int) -> No
     [
         (b"", "2.jsonl: the file holds no rows (0 bytes)", 0),
         (b"\n \n", "2.jsonl: the file holds no rows (3 bytes)", 0),
-        (b"\n \n", "2.jsonl: the file holds no rows (3 bytes)", 1),
+        pytest.param(b"\n \n", "2.jsonl: the file holds no rows (3 bytes)", 1, marks=pytest.mark.slow),
         (b"{", "2.jsonl: line 1: invalid JSON", 0),
     ],
 )
@@ -362,6 +363,7 @@ def test_recipes_name_many_files(tmp_path: Path) -> None:
     assert [part.path for part in recipe.dpo.dataset.mixture] == [f"{tmp_path}/pairs.jsonl", "org/pairs"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_blocks")
 def test_a_killed_process_ends_in_one_clear_error(tmp_path: Path) -> None:
     file = write_rows(tmp_path / "rows.jsonl", DATA * 20)
@@ -437,7 +439,7 @@ PAIRS = [pair(f"prompt {number}", f"reply {3 * number}", f"reply {3 * number + 1
 """A good reply and the first of two bad ones to each of 33 prompts; the 34th has no bad one."""
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.usefixtures("small_blocks")
 def test_pairs_are_made_of_rows_in_different_blocks(tmp_path: Path, workers: int) -> None:
     file = write_rows(tmp_path / "rows.jsonl", UNPAIRED)
