@@ -13,14 +13,14 @@ import pytest
 from prefect import flow
 
 from models.artifacts import Dataset
-from models.data_rules import DataRules
 from models.errors import InputError
 from models.fingerprint import ID_LENGTH
-from models.preparation import CARD_VERSION, Cleaning, HeldOutUse, PartCount, Prepared, RenderedExample, SnapshotCard
+from models.preparation import CARD_VERSION, Cleaning, PartCount, Prepared, RenderedExample, SnapshotCard
+from models.recipe import Recipe
 from models.sources import DatasetSource, RowSource
 from tasks.core.hub_rows import write_hub_rows
 from tasks.data.card import read_card, write_card
-from tasks.data.checking import wanted_rows
+from tasks.data.checking import cleaning_of, read_tables, wanted_rows
 from tasks.data.conversion import Wanted
 from tasks.data.left_out import LEFT_OUT
 from tasks.data.located import Located, key_of
@@ -296,10 +296,12 @@ def test_a_snapshot_tells_where_it_is_from(
 def test_a_snapshot_is_kept_apart_from_held_out_rows(
     tmp_path: Path, file: Path, execution: Execution, prefect_api: None
 ) -> None:
-    heldout = DatasetSource(path=str(write_rows(tmp_path / "heldout.jsonl", [{"prompt": "prompt 7", "answer": "7"}])))
-    apart = (HeldOutUse(source=heldout, role="prompts"),)
-    cleaning = Cleaning(rules=DataRules(leak="drop"), apart_from=apart)
-    made = freezing(DatasetSource(path=str(file)), execution, cleaning)
+    heldout = write_rows(tmp_path / "heldout.jsonl", [{"prompt": "prompt 7", "answer": "7"}])
+    asked = {"sft": {"dataset": {"path": str(file)}}, "evaluation": {"prompts": {"path": str(heldout)}}}
+    recipe = Recipe.model_validate(asked | {"data_rules": {"leak": "drop"}, "system_prompt": "be brief"})
+    promised = read_tables(recipe, [], Preparations(tmp_path / "check"))["sft.dataset"].check
+    made = freezing(recipe.sft.dataset, execution, cleaning_of(recipe, "sft"))
+    assert made.fingerprint == promised.fingerprint
     assert [*read_rows(made.path)] == [*BRIEF[:7], *BRIEF[8:]]
     (listed,) = map(json.loads, (made.path / LEFT_OUT).read_text().splitlines())
     assert (listed["rule"], listed["place"]) == ("leak", f"{file}: line 8")
