@@ -17,7 +17,7 @@ from tasks.compare import show_comparisons
 from tasks.comparing import compare
 from tasks.contest import Contest, find_entrants, write_page
 from tasks.data.checking import cleaning_of
-from tasks.data.rows import Role
+from tasks.data.formats.reading import Role
 from tasks.dataset import prepare_dataset
 from tasks.evaluate import evaluate as judge_one
 from tasks.evaluate import held_out, show_figures

@@ -110,7 +110,8 @@ def forecast_memory_offline(
 
 def _unread(place: str) -> DatasetCheck:
     """A dataset that nothing is known of."""
-    return DatasetCheck(place=place, path="", rows=0, duplicates=0, fingerprint=fingerprint(place), size_bytes=0)
+    nothing = {"path": "", "rows": 0, "read": 0, "duplicates": 0, "rows_sha256": "", "size_bytes": 0}
+    return DatasetCheck.model_validate({"place": place, "fingerprint": fingerprint(place), **nothing})
 
 
 def _longest_allowed(section: Training) -> int:

@@ -24,7 +24,7 @@ from settings.settings import Settings
 from tasks.child import run_in_child
 from tasks.child_main import ChildOptions
 from tasks.core.entry import compare_weights
-from tasks.data.rows import Role
+from tasks.data.formats.reading import Role
 from tasks.execution import Execution, stages_at_once
 from tasks.finding import resolve
 from tasks.provenance import version_changes

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from models.artifacts import Checkpoint, Dataset
+from models.artifacts import Checkpoint
 from models.recipe import Recipe
 from models.stages import SFTInput
 from settings.settings import Settings
@@ -22,10 +22,9 @@ from tasks.child_main import ChildOptions
 from tasks.core import entry
 from tasks.core.plan import TrainingPlan
 from tasks.core.tracking import lineage_facts
-from tasks.data.rows import check_rows, digest
-from tasks.data.snapshot import write_rows
 from tasks.execution import Execution
 from tasks.trackers import EXTRAS, check_trackers, tracker_environment
+from tests.prepared import frozen
 
 RUN = "20260101-tiny"
 
@@ -33,10 +32,7 @@ RUN = "20260101-tiny"
 @pytest.fixture
 def stage(recipe: Recipe, tiny_model: Path, tmp_path: Path) -> SFTInput:
     """Two steps of supervised fine-tuning."""
-    rows = check_rows(recipe.sft.dataset, "sft", None).rows
-    (tmp_path / "data").mkdir()
-    write_rows(tmp_path / "data", rows, "sft")
-    dataset = Dataset(path=tmp_path / "data", fingerprint=digest(rows), rows=len(rows), source="rows")
+    dataset = frozen(tmp_path / "data", recipe.sft.dataset, "sft")
     policy = Checkpoint(path=tiny_model, fingerprint="0" * 64, stage="base", precision="fp32")
     section = recipe.sft.model_copy(update={"max_steps": 2})
     return SFTInput(policy=policy, dataset=dataset, hyperparameters=section, seed=1, precision="fp32")
