@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Two processes share the tests, a file at a time.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile
 
 .PHONY: install run up down test test-fast test-e2e test-faults check bench lock clean
 
@@ -27,10 +29,10 @@ down: install
 	$(BIN)/align down
 
 test: install
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-fast: install
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 # Servers, workers and the UI as people use them: up and down, PostgreSQL, notifications, approval, headless Chromium.
 test-e2e: install

@@ -30,6 +30,7 @@ from tests.remotes import LEASE_SECONDS
 from tests.tiny import build_tiny_model, run_align, tiny_recipe, write_tiny_data
 
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+_ALONE = {"OMP_NUM_THREADS": "1"}  # tiny matrices take longer in parts, and other tests run at the same time
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,7 +42,7 @@ def pytest_configure() -> None:
     """Shut out this machine's own settings, before any test module reads them."""
     for name in [name for name in os.environ if name.startswith("ALIGN_")]:
         del os.environ[name]
-    os.environ.update(_OFFLINE, ALIGN_QUEUE=tempfile.mkdtemp(prefix="align-queue-"))  # nobody else's work is waited for
+    os.environ.update(_OFFLINE | _ALONE, ALIGN_QUEUE=tempfile.mkdtemp(prefix="align-queue-"))  # nobody else's work is waited for
     os.environ["TRACKIO_DIR"] = f"{os.environ['ALIGN_QUEUE']}/trackio"  # read when it is imported, which TRL does
     Settings.model_config["env_file"] = None
 
