@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import psutil
+from pydantic import Field
 
 from models.contract import Contract
 from models.errors import AlignError, InputError, Stopped
@@ -34,6 +35,8 @@ class ChildOptions(Contract):
     """The child is stopped after so long."""
     memory_limit_bytes: int | None = None
     """Host memory that it may allocate."""
+    environment: dict[str, str] = Field({}, repr=False)
+    """Variables to set, which may hold secrets."""
     place: int = 0
     """Which of several accelerators it sees; with one or none, all there is."""
 
@@ -78,6 +81,7 @@ def serve(
     output.close()
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    os.environ.update(options.environment)
     _name_levels()
     _see_one_accelerator(options.place)
     _limit_threads(options.threads)
@@ -92,11 +96,12 @@ def serve(
 
 def _name_levels() -> None:
     """Let every logger print a line's level first, and warnings be lines of a logger: the run's log keeps the level."""
-    formatter = logging.Formatter("%(levelname)s %(name)s: %(message)s")
-    logging.basicConfig()
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", force=True)
     known = [each for each in logging.root.manager.loggerDict.values() if isinstance(each, logging.Logger)]
-    for handler in [handler for logger in (logging.root, *known) for handler in logger.handlers]:
-        handler.setFormatter(formatter)
+    for logger in (each for each in known if each.handlers):
+        # What Transformers prints itself, and passes on too where `CI` is set, would be told twice.
+        logger.handlers.clear()
+        logger.propagate = True
     warnings.formatwarning = lambda message, category, filename, lineno, line=None: f"{category.__name__}: {message}"
     logging.captureWarnings(True)
 

@@ -10,6 +10,7 @@ from models.contract import Contract
 from models.queue import Share
 from models.recipe import Recipe
 from models.run import RunRecord
+from models.stages import Generator
 from settings.machine import Machine, inspect_machine, resolve_precision
 from settings.settings import Settings
 
@@ -53,6 +54,11 @@ class Execution(Contract):
         return self.model_copy(update={"threads": max(1, self.threads // side_by_side)})
 
     @property
+    def generator(self) -> Generator:
+        """What generates GRPO's completions on this machine."""
+        return "vllm" if self.settings.vllm else "transformers"
+
+    @property
     def share(self) -> Share:
         """What a stage takes of the machine: its threads of a CPU, or a place on one of the accelerators."""
         on_cpu = self.machine.device == "cpu"
@@ -82,13 +88,18 @@ class Execution(Contract):
         }
 
 
-def plan_execution(recipe: Recipe, settings: Settings) -> Execution:
+def plan_execution(recipe: Recipe, settings: Settings, machine: Machine | None = None) -> Execution:
     """Look at the machine and resolve what the recipe leaves to it.
+
+    Args:
+        recipe: What would be trained.
+        settings: How.
+        machine: Another machine than this one, to plan for.
 
     Raises:
         InputError: the machine cannot do what recipe or settings ask for.
     """
-    machine = inspect_machine(settings)
+    machine = machine or inspect_machine(settings)
     return Execution(
         settings=settings,
         machine=machine,

@@ -22,6 +22,7 @@ from tasks.execution import Execution
 from tasks.files import replace_file
 from tasks.fits import Fit, weights_bytes
 from tasks.store import utc_now
+from tasks.vllm import vllm_plan
 
 LEDGER = "attempts.jsonl"
 
@@ -72,6 +73,8 @@ def plan_attempt(
         checkpoint_every_minutes=settings.checkpoint_every_minutes,
         checkpoints_kept=settings.checkpoints_kept,
         report_to=settings.report_to,
+        run=execution.run,
+        vllm=vllm_plan(stage, settings),
     )
 
 
