@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -65,9 +64,9 @@ def with_adapter(model: Any) -> Any:
     return adapted
 
 
-def shared(model: Any, **more: Any) -> Any:
+def shared(model: Any) -> Any:
     """The model, with shared prompts."""
-    share_prompts(SimpleNamespace(model=model, accelerator=SimpleNamespace(unwrap_model=lambda same: same), **more))
+    share_prompts(model)
     return model
 
 
@@ -184,7 +183,12 @@ def test_each_token_sees_its_own_past(rows: list[list[int]], hidden_size: int, l
 @pytest.mark.parametrize(
     ("prompts", "completions", "hidden_size", "shape"),
     [
-        ([42] * 4, [[4] * 8] * 4, 576, (4, 42 + 8 * 4)),  # attention over prompts that share nothing would be for nothing
+        (
+            [42] * 4,
+            [[4] * 8] * 4,
+            576,
+            (4, 42 + 8 * 4),
+        ),  # one row would attend over strangers
         ([100], [[200] * 8], 576, (2, 100 + 4 * 200)),  # half of the group in each row
         ([130] * 4, [[100] * 2] * 4, 576, (4, 130 + 2 * 100)),
         ([10, 10, 10], [[20], [20], [20]], 64, None),

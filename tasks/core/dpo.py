@@ -46,7 +46,7 @@ def train_dpo_model(stage: DPOInput, plan: TrainingPlan, folder: Path, report: R
         peft_config=lora_config(stage.hyperparameters.lora, "CAUSAL_LM"),
     )
     if plan.share_prompts:
-        share_prompts(trainer)
+        share_prompts(trainer.model, trainer.ref_model)
     resumed = train(trainer, stage, plan, workspace, report)
     report({"phase": "merging"})
     metrics = write_model(trainer.model, tokenizer, stage, workspace, "CAUSAL_LM")

@@ -132,7 +132,7 @@ def train_grpo_policy(stage: GRPOInput, plan: TrainingPlan, folder: Path, report
         peft_config=lora_config(stage.hyperparameters.lora, "CAUSAL_LM"),
     )
     if plan.share_prompts:
-        share_prompts(trainer)
+        share_prompts(trainer.model, trainer.ref_model)
     trainer.reward_func_names = [reward.label for reward in stage.hyperparameters.rewards]
     with accounting_for(functions, workspace.model) as failures:
         resumed = train(trainer, stage, plan, workspace, report)

@@ -44,7 +44,7 @@ def train_scorer(stage: RewardInput, plan: TrainingPlan, folder: Path, report: R
         peft_config=lora_config(stage.hyperparameters.lora, "SEQ_CLS"),
     )
     if plan.share_prompts:
-        share_prompts(trainer)
+        share_prompts(trainer.model)
     resumed = train(trainer, stage, plan, workspace, report)
     report({"phase": "merging"})
     metrics = write_model(trainer.model, tokenizer, stage, workspace, "SEQ_CLS")

@@ -1,10 +1,12 @@
 """Computing a prompt once for all completions of a micro-batch that share it, in GRPO, DPO and reward modelling.
 
 TRL puts the prompt into the row of each completion. Here the forward pass of the model's backbone packs the rows
-(`tasks.core.prefix_tree`), runs once, and hands back the states in the order that was asked for, so TRL's losses and
-metrics are its own; policy, earlier policy and reference all pass through here. States, gradients and so weights are the
-same up to rounding. Only LoRA's dropout draws other random numbers, since what it falls on has another shape; it is
-once for a prompt, not once for each completion.
+(`tasks.core.prefix_tree`), runs once, and hands back the states in the order that was asked for, so losses and metrics
+stay TRL's own; policy, earlier policy and reference all pass through here. States, gradients and so weights are the
+same up to rounding. Only LoRA's dropout draws other random numbers: a prompt has one draw, not one a completion.
+
+A mask says for each token what it attends to, which PyTorch's attention (SDPA) and Transformers' eager one take, with
+sliding windows, too. Attention without such masks (FlashAttention) and layers of other kinds stay with TRL's way.
 
 The scores of tokens are taken from the states of completions alone, where TRL on a CPU takes them of prompts as well.
 """
@@ -16,8 +18,9 @@ from types import MethodType
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from peft import PeftModel
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 
 from tasks.core.memory import is_out_of_memory
 from tasks.core.prefix_tree import Packing, pack
@@ -27,23 +30,25 @@ _TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
-def share_prompts(trainer: Trainer) -> None:
-    """Have a trainer's models compute what rows of a micro-batch have in common once.
+def share_prompts(*models: torch.nn.Module | None) -> None:
+    """Have models compute once what rows of a micro-batch have in common at their beginnings.
 
-    It changes the forward pass of the model, and of the reference where that is a copy, as TRL itself does for scores.
-    The first batch goes through the model in both ways. Where they differ by more than rounding explains, or a model
-    does not take such rows, TRL's way is kept and the log says so.
+    It changes their forward pass, as TRL does for scores, in training alone: generation stays as it is. The first batch
+    goes through a model in both ways. Where they differ by more than rounding explains, or the model does not take such
+    rows, TRL's way is kept and the log says so.
+
+    Args:
+        models: As a trainer holds them: the policy with its adapter, or the model and the reference that is its copy,
+            where there is one.
     """
-    for model in (trainer.model, getattr(trainer, "ref_model", None)):
-        if model is not None:
-            plain = trainer.accelerator.unwrap_model(model)
-            _share(plain.get_base_model() if isinstance(plain, PeftModel) else plain)
-
-
-def _share(model: PreTrainedModel) -> None:
-    backbone = _Backbone(model.base_model)
-    if model.get_output_embeddings() is not None:
-        _score_completions_alone(model, backbone)
+    for model in models:
+        if model is None:
+            continue
+        plain = extract_model_from_parallel(model)
+        base = plain.get_base_model() if isinstance(plain, PeftModel) else plain
+        backbone = _Backbone(base.base_model)
+        if base.get_output_embeddings() is not None:
+            _score_completions_alone(base, backbone)
 
 
 class _Backbone:
