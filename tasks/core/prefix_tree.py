@@ -44,7 +44,8 @@ class Packing:
 
     def unpack(self, states: torch.Tensor) -> torch.Tensor:
         """States as (batch, tokens, hidden), of those of the packed tokens (packed rows, width, hidden)."""
-        return states.flatten(0, 1).index_select(0, self.places.flatten()).unflatten(0, self.places.shape)
+        taken = states.flatten(0, 1).index_select(0, self.places.flatten())
+        return taken.view(*self.places.shape, -1)
 
 
 def pack(
@@ -71,7 +72,8 @@ def pack(
     rows = [row[mask] for row, mask in zip(ids, real, strict=True)]
     tree = _Tree(rows)
     layout = _cheapest_layout(tree, hidden_size)
-    if not always and _cost(*layout.shape, hidden_size) > _PAYS_BELOW * _cost(*ids.shape, hidden_size):
+    usual = _cost(*real.shape, hidden_size)
+    if not always and layout.cost(hidden_size) > _PAYS_BELOW * usual:
         return None
     return _fill(tree, layout, real, input_ids.device)
 
@@ -101,9 +103,8 @@ class _Layout:
     width: int
     """Tokens of the longest packed row."""
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        return len(self.first), self.width
+    def cost(self, hidden_size: int) -> float:
+        return _cost(len(self.first), self.width, hidden_size)
 
     def runs(self, count: int) -> Iterator[range]:
         """The rows of each packed row, of `count` in all."""
@@ -125,7 +126,7 @@ def _cheapest_layout(tree: _Tree, hidden_size: int) -> _Layout:
     widths = [width]
     while widths[-1] < total:
         widths.append(int(widths[-1] * _WIDER_BY) + 1)
-    return min((_layout(tree, most) for most in widths), key=lambda layout: _cost(*layout.shape, hidden_size))
+    return min((_layout(tree, most) for most in widths), key=lambda layout: layout.cost(hidden_size))
 
 
 def _layout(tree: _Tree, most: int) -> _Layout:
@@ -141,7 +142,7 @@ def _layout(tree: _Tree, most: int) -> _Layout:
 
 
 def _fill(tree: _Tree, layout: _Layout, real: torch.Tensor, device: torch.device) -> Packing:
-    count, width = layout.shape
+    count, width = len(layout.first), layout.width
     input_ids = torch.zeros(count, width, dtype=torch.long)
     position_ids = torch.zeros(count, width, dtype=torch.long)
     visible = torch.eye(width, dtype=torch.bool).repeat(count, 1, 1)  # else a place without token would see nothing
