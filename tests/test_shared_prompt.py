@@ -329,3 +329,33 @@ def test_stages_train_the_same_weights(
     assert max(float((ours[key] - theirs[key]).abs().max()) for key in ours) < 1e-4
     start = load_file(tiny_model / "model.safetensors")
     assert max(float((ours[key] - start[key]).abs().max()) for key in start if key in ours) > 1e-3
+
+
+def _in_shards(rank: int, meeting_point: str, folder: str) -> None:
+    """One process of two: the differences between both ways, on rows of its own."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=2)
+    rows = RAGGED if rank else batch([9, 8, 7, 9], [[9], [10], [9], [10]], seed=3)  # which has nothing to share
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
+    found = []
+    for sharing in (True, False):
+        model = build("Llama")
+        add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+        if sharing:
+            shared(model)
+        for layer in (*model.model.layers, model):
+            torch.distributed.fsdp.fully_shard(layer, mesh=mesh)
+        figures, gradients = scores_and_gradients(model.train(), rows)
+        found.append((figures, {name: each.full_tensor() for name, each in gradients.items()}))  # type: ignore[attr-defined]
+    (ours, our_gradients), (theirs, their_gradients) = found
+    torch.save((float((ours - theirs).abs().max()), relative(our_gradients, their_gradients)), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_processes_with_sharded_weights_share_what_each_has(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_in_shards, (str(tmp_path / "meeting"), str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
+    for rank in range(2):
+        of_scores, of_gradients = torch.load(tmp_path / f"{rank}.pt")
+        assert of_scores < 1e-4
+        assert of_gradients < 1e-5

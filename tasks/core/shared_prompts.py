@@ -25,8 +25,11 @@ from transformers import PreTrainedModel
 from tasks.core.memory import is_out_of_memory
 from tasks.core.prefix_tree import Packing, pack
 
-_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""Largest relative error of a token's state that the order of sums explains in each number format."""
+_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2.5e-2, torch.bfloat16: 2e-1}
+"""Largest relative error of a token's state that rounding may explain; in SmolLM2 it explains 2e-6, 5e-3 and 4e-2.
+
+There, positions counted along the packed row, completions that see each other and windows left out come to 1 and more.
+"""
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
