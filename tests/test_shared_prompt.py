@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import get_peft_model
 from safetensors.torch import load_file
+from torch.multiprocessing.spawn import spawn
 from trl.trainer.utils import add_fused_lm_head
 
 from models.artifacts import Checkpoint, Dataset
@@ -354,7 +355,7 @@ def _in_shards(rank: int, meeting_point: str, folder: str) -> None:
 
 @pytest.mark.slow
 def test_processes_with_sharded_weights_share_what_each_has(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_in_shards, (str(tmp_path / "meeting"), str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
+    spawn(_in_shards, (str(tmp_path / "meeting"), str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
     for rank in range(2):
         of_scores, of_gradients = torch.load(tmp_path / f"{rank}.pt")
         assert of_scores < 1e-4

@@ -72,7 +72,7 @@ def pack(
     rows = [row[mask] for row, mask in zip(ids, real, strict=True)]
     tree = _Tree(rows)
     layout = _cheapest_layout(tree, hidden_size)
-    usual = _cost(*real.shape, hidden_size)
+    usual = _cost(len(ids), ids.shape[1], hidden_size)
     if not always and layout.cost(hidden_size) > _PAYS_BELOW * usual:
         return None
     return _fill(tree, layout, real, input_ids.device)
