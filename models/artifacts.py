@@ -46,6 +46,8 @@ class Attempt(Contract):
     """Micro-batches per optimizer step."""
     gradient_checkpointing: bool = False
     """Whether activations were recomputed in the backward pass."""
+    share_prompts: bool = False
+    """Whether a prompt was computed once for all completions of a micro-batch that have it."""
     run: str = ""
     """Name of the run that made it."""
     machine: str = ""

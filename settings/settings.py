@@ -59,6 +59,9 @@ class Settings(BaseSettings):
     """Trainer checkpoints kept while a stage trains; with one alone, a damaged one would cost the whole stage."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same weights."""
+    share_prompts: bool = True
+    """Compute a prompt once for all completions of a micro-batch that have it, in GRPO, DPO and reward modelling: less
+    time and memory, the same weights up to rounding."""
     memory_limit_bytes: int | None = Field(None, ge=2**28)
     """Host memory that a stage's process may allocate, so that a mistake spares the machine; default: no limit."""
     stage_timeout_seconds: float | None = Field(None, gt=0)

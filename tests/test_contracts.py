@@ -195,6 +195,7 @@ SETTINGS: dict[str, Any] = {
     "checkpoints_kept": 3,
     "memory_limit_bytes": 2**32,
     "gradient_checkpointing": True,
+    "share_prompts": False,
     "stage_timeout_seconds": 5.0,
     "promoted_by": "somebody",
     "reserved_disk_bytes": 0,

@@ -27,6 +27,7 @@ from tasks.core.lora import lora_config, write_model
 from tasks.core.memory import in_parts
 from tasks.core.plan import VLLM, TrainingPlan, TrainingResult
 from tasks.core.reward_shares import reward_shares
+from tasks.core.shared_prompts import share_prompts
 from tasks.core.trainer import Report, Workspace, train, trainer_arguments
 from tasks.core.trl_rewards import trl_reward
 from tasks.core.user_reward import UserReward, accounting_for, user_reward
@@ -146,6 +147,8 @@ def train_grpo_policy(stage: GRPOInput, plan: TrainingPlan, folder: Path, report
         processing_class=tokenizer,
         peft_config=lora_config(stage.hyperparameters.lora, "CAUSAL_LM"),
     )
+    if plan.share_prompts:
+        share_prompts(trainer.model, trainer.ref_model)
     trainer.reward_func_names = [reward.label for reward in stage.hyperparameters.rewards]
     with accounting_for(functions, workspace.model) as failures:
         resumed = train(trainer, stage, plan, workspace, report)

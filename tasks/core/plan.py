@@ -40,6 +40,8 @@ class TrainingPlan(Contract):
     """Micro-batches per optimizer step."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
+    share_prompts: bool = False
+    """Compute a prompt once for all completions of a micro-batch that have it."""
     checkpoint_every_steps: int = 25
     """Most optimizer steps between two trainer checkpoints."""
     checkpoint_every_minutes: float = 5.0
