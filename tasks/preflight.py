@@ -28,6 +28,7 @@ from tasks.data.preparing import Manner
 from tasks.execution import plan_execution
 from tasks.forecast import stage_inputs
 from tasks.gate import check_condition, find_rivals
+from tasks.launch import asked_launch, check_batch, launch_problems
 from tasks.pruned import is_pruned
 from tasks.queue import check_queue
 from tasks.reward_functions import check_function
@@ -101,6 +102,8 @@ def _check(recipe: Recipe, settings: Settings, preparations: Preparations) -> Pr
     with noting(problems):
         check_queue(settings.queue)
     _check_libraries(recipe, settings, problems)
+    if machine:
+        problems += launch_problems(settings, machine, recipe)
     if recipe.quantization and machine and machine.device == "mps":
         problems.append("quantization: 4-bit weights need a CPU or CUDA; remove it, or set ALIGN_DEVICE=cpu")
     with noting(problems):
@@ -114,7 +117,7 @@ def _check(recipe: Recipe, settings: Settings, preparations: Preparations) -> Pr
     tables = read_tables(recipe, problems, preparations)
     leaks = check_leakage(tables, recipe.data_rules, problems)
     _check_lengths(recipe, model, problems)
-    stages = _plan_stages(recipe, tables, problems)
+    stages = _plan_stages(recipe, tables, asked_launch(settings).world_size, problems)
     if problems or machine is None or precision is None:
         raise InputError("\n".join(problems))
     checks = [table.check for table in tables.values()]
@@ -197,12 +200,15 @@ def _check_lengths(recipe: Recipe, model: BaseModelFacts, problems: list[str]) -
     ]
 
 
-def _plan_stages(recipe: Recipe, tables: dict[str, Table], problems: list[str]) -> list[StagePlan]:
+def _plan_stages(
+    recipe: Recipe, tables: dict[str, Table], world_size: int, problems: list[str]
+) -> list[StagePlan]:
     plans = []
     for stage, section in training_sections(recipe).items():
         table = tables.get(f"{stage}.dataset")
         if table:
             with noting(problems):
+                check_batch(stage, section.batch_size, world_size)
                 steps = _steps(stage, section, table.check)
                 plans.append(StagePlan(stage=stage, batch_size=section.batch_size, steps=steps))
     return plans

@@ -54,6 +54,8 @@ def run_stage(stage: TrainingInput, train: Callable[..., TrainingResult], execut
         StageError: it failed.
     """
 
+    execution = execution.of_training()
+
     def read(path: Path, manifest: Manifest) -> Checkpoint:
         return Checkpoint(
             path=path,
