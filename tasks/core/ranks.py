@@ -28,7 +28,7 @@ def distribution_arguments(plan: TrainingPlan) -> dict[str, Any]:
         case _:
             backend = {"ddp_backend": "gloo"} if plan.device == "cpu" else {}
             # All that trains takes part in every step: to look for what does not would only cost time.
-            return backend | {"ddp_find_unused_parameters": False, "ddp_broadcast_buffers": False}
+            return backend | {"ddp_find_unused_parameters": False}
 
 
 def _fsdp2(plan: TrainingPlan) -> dict[str, Any]:
