@@ -5,8 +5,8 @@ from typing import Literal
 from models.contract import Contract
 
 Sharding = Literal["ddp", "fsdp2", "zero2", "zero3"]
-"""What is spread over the processes: `ddp` nothing, `fsdp2` and `zero3` weights, gradients and optimizer, `zero2` gradients
-and optimizer."""
+"""What is spread over the processes: with `ddp` nothing, with `zero2` gradients and optimizer, with `fsdp2` and `zero3`
+the weights as well."""
 
 
 class Launch(Contract):

@@ -43,11 +43,11 @@ class Settings(BaseSettings):
     """Folder of the machine's queue, where runs wait for one another; default: this user's own among the system's
     temporary files. Where several users train, name one folder of a group of theirs, on the machine's own disk."""
     processes: int = Field(1, ge=1)
-    """Processes of each training stage on this machine: so many accelerators, or parts of the CPU's threads, train as one."""
+    """Processes that train each stage together on this machine, with an accelerator or a part of the threads each."""
     machines: int = Field(1, ge=1)
     """Machines that train each stage together, with equally many processes each and one artifact root."""
     machine_rank: int = Field(0, ge=0)
-    """Which of these machines this is, from 0. Machine 0 leads: it plans, publishes and evaluates, the others follow it."""
+    """Which of these machines this is, from 0. Machine 0 leads: it plans and publishes, and the others follow it."""
     main_address: str | None = Field(None, pattern=r"^[^\s:]+:[0-9]{1,5}$")
     """Where machine 0 can be reached by the others, as host:port; not needed by one machine alone."""
     sharding: Sharding = "ddp"
@@ -64,7 +64,7 @@ class Settings(BaseSettings):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same weights."""
     memory_limit_bytes: int | None = Field(None, ge=2**28)
-    """Host memory that each process of a stage may allocate, so that a mistake spares the machine; default: no limit."""
+    """Host memory that each process of a stage may allocate, so that mistakes spare the machine; default: no limit."""
     stage_timeout_seconds: float | None = Field(None, gt=0)
     """A stage that takes longer is stopped and fails; default: no limit."""
     reserved_disk_bytes: int = Field(1_000_000_000, ge=0)

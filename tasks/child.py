@@ -2,7 +2,8 @@
 
 Children are forked from a server that has imported torch, Transformers and TRL once: a stage starts in a few hundredths
 of a second, and the flow's own process never imports them. The function's reports come back through one pipe, what it
-prints through another. Several children can run a function as one. A child dies with the server, and the server with the flow's process.
+prints through another. Several children can run a function as one. A child dies with the server, and the server with
+the flow's process.
 """
 
 import multiprocessing

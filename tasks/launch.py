@@ -12,7 +12,7 @@ from settings.settings import Settings
 
 
 def asked_launch(settings: Settings) -> Launch:
-    """The group of processes that the settings ask for; where one machine's processes meet is chosen when they start."""
+    """The processes that the settings ask for; where those of one machine meet is chosen when they start."""
     host, _, port = (settings.main_address or "127.0.0.1:0").rpartition(":")
     return Launch(
         processes=settings.processes,
@@ -41,11 +41,12 @@ def check_batch(stage: str, batch_size: int, world_size: int) -> None:
     if batch_size % world_size == 0:
         return
     fewer = [str(size) for size in range(world_size - 1, 0, -1) if batch_size % size == 0]
-    sizes = [size for size in (batch_size // world_size * world_size, -(-batch_size // world_size) * world_size) if size]
+    below = batch_size // world_size * world_size
+    sizes = [str(size) for size in (below, below + world_size) if size]
     raise InputError(
         f"{stage}.batch_size: {batch_size} rows a step cannot be shared equally by {world_size} processes; use "
-        f"{' or '.join(fewer[:2])} in all (ALIGN_PROCESSES), or batch_size={' or '.join(map(str, sizes))}, which "
-        "trains another model"
+        f"{' or '.join(fewer[:2])} in all (ALIGN_PROCESSES), or batch_size={' or '.join(sizes)}, which trains another "
+        "model"
     )
 
 
@@ -54,8 +55,8 @@ def launch_problems(settings: Settings, machine: Machine, recipe: Recipe) -> Ite
     yield from _unknown_machines(settings)
     processes, on_cpu = settings.processes, machine.device == "cpu"
     if processes > 1 and not on_cpu and processes > machine.accelerators:
-        there = f"{machine.accelerators} {machine.device} device" + "s" * (machine.accelerators > 1)
-        yield f"ALIGN_PROCESSES: {processes} processes need as many accelerators, but there is {there}; lower it"
+        there = f"{machine.accelerators} {machine.device}"
+        yield f"ALIGN_PROCESSES: {processes} processes need as many accelerators; there is: {there}; lower it"
     if settings.sharding == "ddp" or asked_launch(settings).world_size == 1:
         return
     if machine.device != "cuda":

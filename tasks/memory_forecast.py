@@ -124,7 +124,8 @@ def _judge(peak: int, available: int) -> Verdict:
 
 def _fitting(shape: StageShape, footprint: Footprint, available: int) -> int | None:
     """The largest equal part of the batch that fits; between one row and the planned ones memory grows evenly."""
-    planned, of_process = shape.plan.per_device_train_batch_size, shape.hyperparameters.batch_size // shape.plan.processes
+    plan = shape.plan
+    planned, of_process = plan.per_device_train_batch_size, shape.hyperparameters.batch_size // plan.processes
     a_row = (footprint.peak - footprint.peak_of_one_row) / max(1, planned - 1)
     sizes = [size for size in range(planned - 1, 0, -1) if of_process % size == 0]
     return next((size for size in sizes if footprint.peak_of_one_row + (size - 1) * a_row <= available), None)

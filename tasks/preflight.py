@@ -200,9 +200,7 @@ def _check_lengths(recipe: Recipe, model: BaseModelFacts, problems: list[str]) -
     ]
 
 
-def _plan_stages(
-    recipe: Recipe, tables: dict[str, Table], world_size: int, problems: list[str]
-) -> list[StagePlan]:
+def _plan_stages(recipe: Recipe, tables: dict[str, Table], world_size: int, problems: list[str]) -> list[StagePlan]:
     plans = []
     for stage, section in training_sections(recipe).items():
         table = tables.get(f"{stage}.dataset")

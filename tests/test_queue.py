@@ -187,7 +187,10 @@ def test_each_stage_has_an_accelerator_of_its_own(folder: Path, join: Join) -> N
     assert members[2].says().startswith("one of 2 places on cuda:4, cuda:7, taken by a of run run a")
     members[0].leave()
     wait_until(lambda: computing(folder) == ["b", "c"], 30)
-    assert {ticket.stage: ticket.computes_on for ticket in Queue(folder).tickets()} == {"b": ("cuda:7",), "c": ("cuda:4",)}
+    assert {ticket.stage: ticket.computes_on for ticket in Queue(folder).tickets()} == {
+        "b": ("cuda:7",),
+        "c": ("cuda:4",),
+    }
 
 
 def test_threads_of_one_process_share_it_like_processes(folder: Path) -> None:

@@ -5,7 +5,7 @@ otherwise a shard of it.
 """
 
 from collections import Counter
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
@@ -48,9 +48,9 @@ def _deepspeed(stage: int) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": stage, "overlap_comm": True, "contiguous_gradients": True}
     if stage == 3:
         zero |= {"stage3_gather_16bit_weights_on_model_save": True}
-    automatic = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+    sizes = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
     formats = {name: {"enabled": "auto"} for name in ("bf16", "fp16")}
-    return {"zero_optimization": zero, **dict.fromkeys(automatic, "auto"), **formats}
+    return {"zero_optimization": zero, **dict.fromkeys((*sizes, "gradient_clipping"), "auto"), **formats}
 
 
 def is_main() -> bool:
@@ -91,10 +91,13 @@ def whole_state(model: torch.nn.Module) -> dict[str, torch.Tensor] | None:
         None where the model is whole already.
     """
     if any(isinstance(each, DTensor) for each in model.parameters()):
-        return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return cast(dict[str, torch.Tensor], get_model_state_dict(model, options=options))
     if any(hasattr(each, "ds_id") for each in model.parameters()):
         from deepspeed.zero import GatheredParameters
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+        unset_hf_deepspeed_config()  # while it is set, every model that is loaded would be sharded as well
         with GatheredParameters(list(model.parameters())):
             return {name: each.detach().cpu().clone() for name, each in model.state_dict().items()}
     return None
