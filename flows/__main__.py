@@ -113,8 +113,8 @@ def _check(arguments: Namespace) -> int:
     from flows.terminal import make_console, print_forecast, print_memory, print_preflight
 
     recipe = _recipe(arguments)
-    result = _preflight(recipe)
-    stages = _forecast(recipe, result)
+    result = _preflight(recipe, card=arguments.card, offline=arguments.offline)
+    stages = _forecast(recipe, result) if result.named else []
     if arguments.json:
         memory = _forecast_memory(recipe, result, stages)
         parts = {"forecast": [stage.model_dump() for stage in stages], "memory": [each.model_dump() for each in memory]}
@@ -138,10 +138,13 @@ def _forecast_memory(recipe: "Recipe", found: "Preflight", stages: "list[StageFo
     """The memory of the stages that are still to be trained; a model that cannot be estimated stops nothing."""
     from settings.settings import load_settings
     from tasks.execution import plan_execution
-    from tasks.memory_forecast import forecast_memory
+    from tasks.memory_forecast import forecast_memory, forecast_memory_offline
 
     try:
-        return forecast_memory(recipe, found.datasets, stages, plan_execution(recipe, load_settings()))
+        execution = plan_execution(recipe, load_settings(), found.machine)
+        if not found.named:
+            return forecast_memory_offline(recipe, found.datasets, execution)
+        return forecast_memory(recipe, found.datasets, stages, execution)
     except (AlignError, OSError) as error:
         print(f"align: memory is not estimated: {str(error).splitlines()[0]}", file=sys.stderr)
         return []
@@ -153,7 +156,7 @@ def _forecast(recipe: "Recipe", found: "Preflight", run: "RunRecord | None" = No
     from tasks.execution import plan_execution
     from tasks.forecast import forecast
 
-    execution = plan_execution(recipe, load_settings())
+    execution = plan_execution(recipe, load_settings(), found.machine)
     return forecast(recipe, found.datasets, execution.of_run(run) if run else execution)
 
 
@@ -163,13 +166,13 @@ def _recipe(arguments: Namespace) -> "Recipe":
     return build_recipe(arguments.recipe, arguments.flags.values(arguments))
 
 
-def _preflight(recipe: "Recipe", *, keep: bool = False) -> "Preflight":
+def _preflight(recipe: "Recipe", *, keep: bool = False, **what_if: Any) -> "Preflight":
     from settings.settings import load_settings
-    from tasks.preflight import preflight
+    from tasks.preflight import WhatIf, preflight
     from tasks.progress import sparingly
 
     tell = sparingly(lambda rows: print(f"align: {rows:,} rows read", file=sys.stderr))
-    return preflight(recipe, load_settings(), keep=keep, on_rows=tell)
+    return preflight(recipe, load_settings(), WhatIf(**what_if), keep=keep, on_rows=tell)
 
 
 def _compare(arguments: Namespace) -> int:

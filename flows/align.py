@@ -8,7 +8,7 @@ base model ─> train_sft ┤                       ├─> train_grpo ─> eval
 from typing import Annotated, Any
 
 from flows.parameters import checked_flow, titled
-from models.artifacts import Dataset, TrainingStage
+from models.artifacts import Dataset, Stage, TrainingStage
 from models.recipe import GRPO, Recipe
 from models.rewards import Reward, Verifier
 from models.run import RunRecord
@@ -18,7 +18,7 @@ from settings.settings import load_settings
 from tasks.base_model import prepare_base_model
 from tasks.compare import compare_models
 from tasks.data.checking import cleaning_of
-from tasks.data.rows import Role
+from tasks.data.formats.reading import Role
 from tasks.dataset import prepare_dataset
 from tasks.dpo import train_dpo
 from tasks.evaluate import evaluate, held_out, judge_inputs
@@ -27,13 +27,13 @@ from tasks.gate import find_rivals
 from tasks.grpo import train_grpo
 from tasks.preflight import preflight
 from tasks.recording import close_failed, open_run, refuse_impossible
+from tasks.remote.opening import open_store
 from tasks.report import report
 from tasks.reward import train_reward_model
 from tasks.reward_functions import function_digests
 from tasks.scorer import prepare_scorer
 from tasks.sft import train_sft
 from tasks.showing import show_run
-from tasks.store import ArtifactStore
 
 
 @checked_flow(name="align", on_failure=[close_failed], on_crashed=[close_failed], on_cancellation=[close_failed])
@@ -58,27 +58,27 @@ def align(
     execution = plan_execution(recipe, settings).of_run(run)
 
     def rows(
-        source: DatasetSource, role: Role, rules: tuple[Reward | Verifier, ...] = (), longest: int | None = None
+        source: DatasetSource, role: Role, rules: tuple[Reward | Verifier, ...] = (), stage: Stage | None = None
     ) -> Dataset:
-        asked = (source, role, recipe.system_prompt, execution, rules, cleaning_of(recipe, longest))
+        asked = (source, role, recipe.system_prompt, execution, rules, cleaning_of(recipe, stage))
         return prepare_dataset.submit(*asked).result()
 
     common = execution.shared_inputs(recipe)
     base = prepare_base_model.submit(recipe.base_model, execution).result()
     heldout = held_out(recipe, rows)
 
-    demonstrations = rows(recipe.sft.dataset, "sft", longest=recipe.sft.max_length)
+    demonstrations = rows(recipe.sft.dataset, "sft", stage="sft")
     sft_input = SFTInput(policy=base, dataset=demonstrations, hyperparameters=recipe.sft, **common)
     sft = train_sft.submit(sft_input, execution).result()
 
     reward = dpo = grpo = accuracy = None
     side_by_side = execution.shared_by(2 if recipe.reward and recipe.dpo else 1)
     if recipe.reward:
-        pairs = rows(recipe.reward.dataset, "preference", longest=recipe.reward.max_length)
+        pairs = rows(recipe.reward.dataset, "preference", stage="reward")
         reward_input = RewardInput(policy=sft, dataset=pairs, hyperparameters=recipe.reward, **common)
         reward = train_reward_model.submit(reward_input, side_by_side)
     if recipe.dpo:
-        pairs = rows(recipe.dpo.dataset, "preference", longest=recipe.dpo.max_length)
+        pairs = rows(recipe.dpo.dataset, "preference", stage="dpo")
         dpo_input = DPOInput(policy=sft, dataset=pairs, hyperparameters=recipe.dpo, **common)
         dpo = train_dpo.submit(dpo_input, side_by_side)
     if reward:
@@ -89,16 +89,17 @@ def align(
             policy=dpo.result() if dpo else sft,
             reward_model=reward.result() if reward else None,
             reward_accuracy=accuracy,
-            dataset=rows(recipe.grpo.dataset, "prompts", recipe.grpo.rewards),
+            dataset=rows(recipe.grpo.dataset, "prompts", recipe.grpo.rewards, "grpo"),
             hyperparameters=recipe.grpo,
             functions=function_digests(recipe.grpo),
+            generator=execution.generator,
             **_other_scorers(recipe.grpo, heldout, execution),
             **common,
         )
         grpo = train_grpo.submit(grpo_input, execution)
 
     made = {stage.stage: stage for stage in (base, sft, *(each.result() for each in (reward, dpo, grpo) if each))}
-    rivals = find_rivals(recipe, ArtifactStore(settings.home))
+    rivals = find_rivals(recipe, open_store(settings))
     inputs = judge_inputs(recipe, made, rivals.values(), heldout)
     evaluations = [evaluate.submit(each, execution.shared_by(len(inputs))) for each in inputs]
     judged = [evaluation.result() for evaluation in evaluations]

@@ -106,6 +106,16 @@ def _add_force(command: ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def _add_check(command: ArgumentParser) -> None:
+    command.add_argument(
+        "--offline", action="store_true", help="ask no hub; what cannot be known without it is said, not checked"
+    )
+    command.add_argument(
+        "--card", metavar="NAME", default="",
+        help="plan for an accelerator that is not here: t4, l4, rtx4090, a100-80gb, h100, or a size such as 24gb",
+    )  # fmt: skip
+
+
 def _add_retrain(command: ArgumentParser) -> None:
     command.add_argument(
         "--promotion", choices=get_args(Promotion), default="never",
@@ -250,6 +260,7 @@ def _temperature(text: str) -> float:
 
 
 _ARGUMENTS: dict[str, Callable[[ArgumentParser], None]] = {
+    "check": _add_check,
     "data": add_data,
     "retrain": _add_retrain,
     "resume": _add_resume,

@@ -10,7 +10,7 @@ from models.recipe import Recipe
 from settings.settings import load_settings
 from tasks.comparing import compare as compare_rows
 from tasks.contest import find_entrants, write_page
-from tasks.store import ArtifactStore
+from tasks.remote.opening import open_store
 
 
 @flow(name="compare")
@@ -30,7 +30,7 @@ def compare(a: str, b: str, recipe: Recipe | None = None, page: Path | None = No
         InputError: one of them is not there, is a reward model, or no run says what to measure.
     """
     settings = load_settings()
-    store = ArtifactStore(settings.home)
+    store = open_store(settings)
     before, after = judge(find_entrants(store, (a, b), recipe), settings)
     found = compare_rows(after, before, "other")
     return found, write_page(store, found, before, after, page)

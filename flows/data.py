@@ -3,15 +3,12 @@
 import importlib.util
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 from pydantic import ValidationError
 
 from models.errors import InputError, describe_validation
-from models.sources import Columns, DatasetSource, FormatName
-
-if TYPE_CHECKING:
-    from models.sources import BaseModelSource
+from models.sources import BaseModelSource, Columns, DatasetSource, FormatName
 
 _KEYS = ("format", "name", "split", "revision", "max_rows")
 
@@ -27,6 +24,7 @@ def add_data(command: ArgumentParser) -> None:
     for key in ("name", "split", "revision"):
         command.add_argument(f"--{key}", help=f"{key} of a hub dataset")
     command.add_argument("--model", help="folder, package or hub id of a model that measures rows and shows one")
+    command.add_argument("--model_revision", help="commit, tag or branch of a hub model")
 
 
 def data(arguments: Namespace) -> int:
@@ -38,7 +36,7 @@ def data(arguments: Namespace) -> int:
     from tasks.data.looking import look
 
     roles = (arguments.role,) if arguments.role else get_args(Role)
-    report = look(_source(arguments), roles, _model(arguments.model) if arguments.model else None)
+    report = look(_source(arguments), roles, _model(arguments))
     if arguments.json:
         print_json(report.model_dump(mode="json") | {"serves": report.serves})
     else:
@@ -56,10 +54,15 @@ def _source(arguments: Namespace) -> DatasetSource:
         raise InputError(describe_validation(error, "command line")) from None
 
 
-def _model(name: str) -> "BaseModelSource":
-    from models.sources import BaseModelSource
-
-    if Path(name).is_dir():
-        return BaseModelSource(source="folder", name=name)
+def _model(arguments: Namespace) -> BaseModelSource | None:
+    name, revision = arguments.model, arguments.model_revision
+    if not name:
+        if revision:
+            raise InputError(f"--model_revision '{revision}' needs a hub model; add --model, or remove it")
+        return None
     is_package = name.isidentifier() and importlib.util.find_spec(name) is not None
-    return BaseModelSource(source="package" if is_package else "hub", name=name)
+    kind = "folder" if Path(name).is_dir() else "package" if is_package else "hub"
+    try:
+        return BaseModelSource.model_validate({"source": kind, "name": name, "revision": revision})
+    except ValidationError as error:
+        raise InputError(describe_validation(error, "--model")) from None

@@ -2,6 +2,7 @@
 
 from typing import Annotated
 
+from prefect import get_run_logger
 from prefect.runtime import flow_run
 
 from flows.parameters import checked_flow, titled
@@ -16,13 +17,13 @@ from tasks.compare import show_comparisons
 from tasks.comparing import compare
 from tasks.contest import Contest, find_entrants, write_page
 from tasks.data.checking import cleaning_of
-from tasks.data.rows import Role
+from tasks.data.formats.reading import Role
 from tasks.dataset import prepare_dataset
 from tasks.evaluate import evaluate as judge_one
 from tasks.evaluate import held_out, show_figures
 from tasks.execution import plan_execution
+from tasks.remote.opening import learn, open_store
 from tasks.stopping import stop_stages_on_signals
-from tasks.store import ArtifactStore
 
 
 @checked_flow(name="evaluate")
@@ -45,7 +46,8 @@ def evaluate(
         InputError: one of them is not there or is a reward model, both are one, or no run says what to measure.
     """
     settings = load_settings()
-    store = ArtifactStore(settings.home)
+    store = open_store(settings)
+    learn(store, get_run_logger().warning)
     contest = find_entrants(store, [checkpoint, against] if against else [checkpoint], recipe)
     results = judge(contest, settings)
     show_figures(results)

@@ -10,12 +10,11 @@ from models.aliases import CHAMPION, Alias
 from models.errors import InputError
 from models.retraining import Decision
 from settings.settings import load_settings
-from tasks.approving import ask, promote_and_tell
-from tasks.decisions import write_decision
+from tasks.approving import ask, promote_and_tell, record
 from tasks.ending import ended
 from tasks.finding import resolve
 from tasks.promoting import rollback as point_back
-from tasks.store import ArtifactStore
+from tasks.remote.opening import learn, open_store
 
 
 @checked_flow(name="promote")
@@ -53,7 +52,8 @@ def promote(  # noqa: PLR0913, PLR0917 - a form
     if bool(checkpoint) == rollback:
         raise InputError("give either a checkpoint to promote, or rollback, and not both")
     settings, logger = load_settings(), get_run_logger()
-    store = ArtifactStore(settings.home)
+    store = open_store(settings)
+    learn(store, logger.warning)
     told: dict[str, Any] = {"by": by or settings.promoted_by, "reason": reason}
     if not checkpoint:
         now = point_back(store, alias, logger.info, flow_run=str(flow_run.id or ""), **told)
@@ -66,6 +66,6 @@ def promote(  # noqa: PLR0913, PLR0917 - a form
         told = {"by": decision.by or told["by"], "reason": decision.reason}
         path = resolve(store, decision.checkpoint)[0]
         now = promote_and_tell(store, path, alias, despite_gate, decision, **told)
-        write_decision(store.home, decision)
+        record(store, decision)
     logger.info("%s points to %s", alias, now.checkpoint)
     return now

@@ -50,6 +50,9 @@ def verify(arguments: Namespace) -> int:
         raise InputError(f"--key: {wanted or 'the artifact root'} is no exported folder; name one, or leave --key out")
     store = open_store()
     folders = with_ancestors(store, resolve(store, wanted)[0]) if wanted else all_folders(store)
+    if wanted and store.remote:
+        for path in filter(store.remote.has, folders):
+            make_whole(store, path)
     if not folders:
         raise InputError(f"there is nothing to verify in {store.home}; is ALIGN_HOME right?")
     found = {str(folder): damage(folder) for folder in _tracked(folders)}
@@ -114,15 +117,17 @@ def open_store() -> "ArtifactStore":
     """The artifact root that the settings name.
 
     Raises:
-        InputError: it is a file.
+        InputError: it is a file, or credentials for its remote are missing or wrong.
     """
     from settings.settings import load_settings
-    from tasks.store import ArtifactStore
+    from tasks.remote.opening import learn, open_store
 
-    home = load_settings().home
-    if home.exists() and not home.is_dir():
-        raise InputError(f"ALIGN_HOME {home} is a file, not a folder; set it to an artifact root")
-    return ArtifactStore(home)
+    settings = load_settings()
+    if settings.home.exists() and not settings.home.is_dir():
+        raise InputError(f"ALIGN_HOME {settings.home} is a file, not a folder; set it to an artifact root")
+    store = open_store(settings)
+    learn(store, lambda said: print(f"align: {said}", file=sys.stderr))
+    return store
 
 
 def print_json(value: Sequence[Any] | dict[str, Any]) -> None:

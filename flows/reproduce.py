@@ -15,6 +15,7 @@ from tasks.dataset import prepare_dataset
 from tasks.dpo import train_dpo
 from tasks.execution import Execution
 from tasks.grpo import train_grpo
+from tasks.remote.opening import open_store
 from tasks.reproducing import (
     Step,
     ancestry,
@@ -30,7 +31,6 @@ from tasks.reproducing import (
 from tasks.reward import train_reward_model
 from tasks.sft import train_sft
 from tasks.stopping import stop_stages_on_signals
-from tasks.store import ArtifactStore
 
 _TRAIN: dict[str, Task[..., Checkpoint]] = {
     "sft": train_sft,
@@ -48,7 +48,7 @@ def reproduce(checkpoint: str) -> Reproduction:
         checkpoint: A folder, a stage (its newest), or the beginning of a name.
     """
     settings = load_settings()
-    store = ArtifactStore(settings.home)
+    store = open_store(settings)
     steps = ancestry(store, checkpoint)
     scratch = scratch_execution(steps, settings)
     stop_stages_on_signals(lambda reason: False, str(flow_run.id))

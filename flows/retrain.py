@@ -17,6 +17,7 @@ from tasks.ending import ended
 from tasks.events import tell
 from tasks.preflight import preflight
 from tasks.recording import close_failed
+from tasks.remote.opening import open_store
 from tasks.retraining import gate_of_retraining, is_there, judged_before, standing
 from tasks.store import ArtifactStore
 
@@ -57,7 +58,7 @@ def retrain(
         InputError: recipe, data or machine cannot do what was asked.
         StageError: a stage failed.
     """
-    store = ArtifactStore(load_settings().home)
+    store = open_store(load_settings())
     asked = recipe.model_copy(update={"gate": gate_of_retraining(recipe, alias)})
     known = judged_before(asked, preflight(asked, load_settings()), store)
     stands = standing(known, store, alias) if known else None

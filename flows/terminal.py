@@ -168,9 +168,11 @@ def print_preflight(result: Preflight, console: Console) -> None:
     console.print(
         f"device: {machine.device} ({machine.name}, {machine.cores} cores), precision {result.precision}", markup=False
     )
-    datasets = [(data.place, data.rows, data.path, data.recognised) for data in result.datasets]
-    print_table(("dataset", "rows", "path", "read as"), datasets, console)
-    print_table(("stage", "batch", "steps"), [(s.stage, s.batch_size, s.steps) for s in result.stages], console)
+    known = [(data.place, str(data.rows), data.path, data.recognised) for data in result.datasets]
+    unread = [(place, "?", path, "") for place, path in result.unread.items()]
+    print_table(("dataset", "rows", "path", "read as"), known + unread, console)
+    steps = [(stage.stage, stage.batch_size, stage.steps or "?") for stage in result.stages]
+    print_table(("stage", "batch", "steps"), steps, console)
     kinds = ", ".join(f"{kind} {size / 1e9:.1f}" for kind, size in result.disk.items() if size >= 5e7)
     console.print(f"disk: about {sum(result.disk.values()) / 1e9:.1f} GB at most" + (f" ({kinds})" if kinds else ""))
     for note in result.notes:

@@ -47,7 +47,7 @@ class Attempt(Contract):
     gradient_checkpointing: bool = False
     """Whether activations were recomputed in the backward pass."""
     processes: int = 1
-    """Processes that trained together, over all machines."""
+    """Processes that trained together."""
     run: str = ""
     """Name of the run that made it."""
     machine: str = ""

@@ -33,7 +33,6 @@ _Strict = Literal["error", "drop"]
 _Lenient = Literal["error", "drop", "keep"]
 _Mendable = Literal["error", "drop", "fix"]
 _Any = Literal["error", "drop", "fix", "keep"]
-_Told = Literal["error", "keep"]
 
 
 class DataRules(Contract):
@@ -77,10 +76,10 @@ class DataRules(Contract):
     """An earlier row has mostly the same words (MinHash, estimated Jaccard similarity of at least 0.8)."""
     conflict: _Lenient = Field("keep", title="Conflict")
     """A pair whose reverse occurs earlier; `drop` leaves out the later one."""
-    leak: _Told = Field("error", title="Leak")
-    """A held-out or evaluation prompt that is trained on."""
-    near_leak: _Told = Field("keep", title="Near leak")
-    """A training row shares a run of 13 words with a held-out or evaluation row."""
+    leak: _Lenient = Field("error", title="Leak")
+    """A held-out or evaluation prompt that is trained on; `drop` leaves the row out of training."""
+    near_leak: _Lenient = Field("keep", title="Near leak")
+    """A training row shares a run of 13 words with a held-out or evaluation row; `drop` leaves it out of training."""
     max_dropped: Annotated[float, Field(ge=0, le=1)] = Field(0.1, title="Most rows dropped")
     """Share of a source's rows, duplicates and ties not counted, from 0 to 1; where more are to be dropped, the run
     ends: the source is then rather the wrong one, or wrongly mapped."""

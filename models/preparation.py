@@ -6,10 +6,22 @@ from pydantic import Field
 
 from models.contract import Contract
 from models.data_rules import Action, DataRules, Rule
-from models.sources import BaseModelSource
+from models.rewards import Verifier
+from models.sources import BaseModelSource, DatasetSource
 
 CARD_VERSION = 2
 """Layout of a snapshot's folder: 1 had `rows.jsonl` and no card, 2 has `rows.parquet` and `card.json`."""
+
+
+class HeldOutUse(Contract):
+    """One held-out or evaluation dataset of a recipe."""
+
+    source: DatasetSource
+    """Where its rows come from."""
+    role: Literal["sft", "preference", "prompts"]
+    """What they are for."""
+    rules: tuple[Verifier, ...] = ()
+    """What reads rows of prompts."""
 
 
 class Cleaning(Contract):
@@ -21,6 +33,8 @@ class Cleaning(Contract):
     """Whose special tokens are looked for, and whose tokenizer measures; none: neither."""
     max_tokens: int | None = None
     """Most tokens that the stage of the rows takes; none: it has no limit."""
+    apart_from: tuple[HeldOutUse, ...] = ()
+    """Datasets whose prompts, or words, are left out of these rows; none: nothing is left out for that."""
 
 
 class RuleCount(Contract):

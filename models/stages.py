@@ -5,7 +5,7 @@ resolved, and the fingerprints of parents and datasets. Not in it: where files a
 and accumulation, retries and logging. A retrained parent has the same fingerprint, so its children stay valid.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from models.alarms import Alarms
 from models.artifacts import Artifact, Checkpoint, Dataset, Precision, Stage
@@ -140,6 +140,9 @@ class DPOInput(TrainingInput):
     hyperparameters: DPO
 
 
+Generator = Literal["transformers", "vllm"]
+
+
 class GRPOInput(TrainingInput):
     """Reinforcement learning of the last policy."""
 
@@ -154,6 +157,8 @@ class GRPOInput(TrainingInput):
     """Other reward models, by the label of the reward that names each."""
     scorer_accuracies: dict[str, Estimate] = {}
     """How well each of them ranks held-out pairs, where there are such pairs."""
+    generator: Generator = "transformers"
+    """What generates the completions."""
     functions: dict[str, str] = {}
     """SHA-256 of the file of each function of the user's, by the reward's label."""
 
@@ -168,7 +173,10 @@ class GRPOInput(TrainingInput):
         identity = super().identity()
         rewards = [self._told(reward) for reward in self.hyperparameters.rewards]
         parents = {role: each for role, each in identity["parents"].items() if not role.startswith("reward_model ")}
-        return identity | {"hyperparameters": identity["hyperparameters"] | {"rewards": rewards}, "parents": parents}
+        # vLLM's samples differ, and TRL's loss then weighs and masks completions by how much; the default is left out.
+        generator = {"generator": self.generator} if self.generator != "transformers" else {}
+        hyperparameters = identity["hyperparameters"] | {"rewards": rewards}
+        return generator | identity | {"hyperparameters": hyperparameters, "parents": parents}
 
     def _told(self, reward: Reward) -> dict[str, Any]:
         """A reward as far as it decides weights: not its name, nor its limits, nor where things are."""

@@ -18,7 +18,8 @@ Device = Literal["cpu", "cuda", "mps"]
 _CPU_INFO = Path("/proc/cpuinfo")
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # the last one is Arm's
-_BF16_COMPUTE_CAPABILITY = 8.0  # Ampere
+BF16_COMPUTE_CAPABILITY = 8.0
+"""NVIDIA devices compute bfloat16 in hardware from this one on: Ampere."""
 _QUERY = ["--query-gpu=name,compute_cap,memory.total", "--format=csv,noheader,nounits"]
 
 
@@ -82,7 +83,7 @@ def resolve_precision(machine: Machine, wanted: Literal["auto", "bf16", "fp16", 
     if wanted == "fp16" and machine.device == "cpu":
         raise InputError("precision 'fp16' does not train on a CPU; use 'bf16', 'fp32' or 'auto'")
     if wanted == "bf16" and machine.device == "cuda" and not machine.native_bf16:
-        rule = f"needs compute capability {_BF16_COMPUTE_CAPABILITY}, which {machine.name} does not have"
+        rule = f"needs compute capability {BF16_COMPUTE_CAPABILITY}, which {machine.name} does not have"
         raise InputError(f"precision 'bf16' {rule}; use 'fp16', 'fp32' or 'auto'")
     return wanted
 
@@ -159,7 +160,7 @@ def _cuda(gpus: list[Gpu]) -> Machine:
         name=weakest.name,
         cores=_usable_cores(),
         memory_bytes=min(gpu.memory_bytes for gpu in gpus),
-        native_bf16=weakest.compute_capability >= _BF16_COMPUTE_CAPABILITY,
+        native_bf16=weakest.compute_capability >= BF16_COMPUTE_CAPABILITY,
         accelerators=len(gpus),
     )
 

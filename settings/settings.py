@@ -32,6 +32,14 @@ class Settings(BaseSettings):
 
     home: Path = Path("artifacts")
     """Artifact root: base models, datasets, checkpoints, runs."""
+    remote: str | None = None
+    """Artifact root that machines share: `s3://bucket/prefix`, `gs://…`, `az://…` or `file:///…`. Finished folders go
+    there, and what this machine lacks is fetched from there into `home`; default: none."""
+    cache_bytes: int | None = Field(None, ge=0)
+    """With a remote, what finished folders may take in `home`: those least recently used that are safe in the remote
+    go first, never what runs at work need; default: no limit."""
+    remote_lease_seconds: float = Field(120.0, ge=3)
+    """With a remote, another machine takes over a stage of which nothing was heard for so long."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device to train on; `auto` takes the best there is."""
     threads: int | None = Field(None, ge=1)
@@ -43,13 +51,7 @@ class Settings(BaseSettings):
     """Folder of the machine's queue, where runs wait for one another; default: this user's own among the system's
     temporary files. Where several users train, name one folder of a group of theirs, on the machine's own disk."""
     processes: int = Field(1, ge=1)
-    """Processes that train each stage together on this machine, with an accelerator or a part of the threads each."""
-    machines: int = Field(1, ge=1)
-    """Machines that train each stage together, with equally many processes each and one artifact root."""
-    machine_rank: int = Field(0, ge=0)
-    """Which of these machines this is, from 0. Machine 0 leads: it plans and publishes, and the others follow it."""
-    main_address: str | None = Field(None, pattern=r"^[^\s:]+:[0-9]{1,5}$")
-    """Where machine 0 can be reached by the others, as host:port; not needed by one machine alone."""
+    """Processes that train each stage together, with an accelerator or a part of the threads each."""
     sharding: Sharding = "ddp"
     """What several processes share: `ddp` nothing, `fsdp2` weights, gradients and optimizer (PyTorch's FSDP 2), `zero2`
     gradients and optimizer, `zero3` the weights as well (DeepSpeed)."""
@@ -73,6 +75,19 @@ class Settings(BaseSettings):
     """Make library versions part of every training stage's fingerprint."""
     report_to: Annotated[tuple[str, ...], NoDecode] = ()
     """Trackers that get the training metrics, by Transformers' names, separated by commas: `tensorboard,wandb`."""
+    vllm: Literal["colocate", "server"] | None = None
+    """Let vLLM generate GRPO's completions: `colocate` on the devices that train, `server` on others, behind a URL;
+    default: Transformers generates."""
+    vllm_server_url: str | None = None
+    """Base URL of `vllm serve`, for `server`: `http://10.0.0.2:8000`."""
+    vllm_gpu_memory_utilization: float = Field(0.3, gt=0, lt=1)
+    """Share of the device's memory, between 0 and 1, that vLLM takes for weights and cache, for `colocate`."""
+    vllm_tensor_parallel_size: int = Field(1, ge=1)
+    """Devices that a copy of the model is spread over, for `colocate`."""
+    vllm_max_model_length: int | None = Field(None, ge=1)
+    """Longest sequence in tokens that vLLM keeps room for; default: the model's context, which may not fit."""
+    vllm_sleep: bool = False
+    """Give vLLM's memory back while weights are updated, at the price of loading them anew, for `colocate`."""
     promoted_by: str = ""
     """Who promotes checkpoints, as the history of aliases shall tell; default: it tells nobody."""
     notify: Annotated[tuple[str, ...], NoDecode] = ()

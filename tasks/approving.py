@@ -22,11 +22,12 @@ from models.aliases import Alias
 from models.errors import InputError
 from models.retraining import Decision
 from models.run import RunRecord
-from tasks.aliases import changing, read_alias
+from tasks.aliases import read_alias
 from tasks.decisions import APPROVE, asked_by, in_days, is_open, read_decision, stands, what_to_do, write_decision
 from tasks.events import tell
 from tasks.finding import resolve
 from tasks.promoting import check_alias, promote, refuse_reward_model
+from tasks.remote.catalogue import changing_alias
 from tasks.reporting.verdict import verdict
 from tasks.run_record import all_runs
 from tasks.store import ArtifactStore, utc_now
@@ -79,7 +80,7 @@ def hold(store: ArtifactStore, record: RunRecord, alias: str, days: float) -> De
         The question; without a deployment `promote/approve` on the server, nobody is asked but through it.
     """
     checkpoint = record.policies[-1].name
-    with changing(store.home, alias):
+    with changing_alias(store, alias, _holder(), get_run_logger().info):
         known = read_decision(store.home, alias, checkpoint)
         if known and stands(known, read_alias(store.home, alias)):
             return known
@@ -125,7 +126,7 @@ def ask(store: ArtifactStore, wanted: str, alias: str, days: float) -> Decision:
     """
     check_alias(alias)
     resumed = _is_resumed()
-    with changing(store.home, alias):
+    with changing_alias(store, alias, _holder(), get_run_logger().info):
         asked = _question(store, wanted, alias, days, resumed)
     evidence = _evidence(store, asked.checkpoint, alias)
     if not resumed:
@@ -133,7 +134,17 @@ def ask(store: ArtifactStore, wanted: str, alias: str, days: float) -> Decision:
         publish(create_markdown_artifact, evidence, key=f"approval-{asked.checkpoint}", description=about)
     form = Approval.with_initial_data(description=evidence)
     decision = _decided(asked, suspend_flow_run(wait_for_input=form, timeout=int(days * _SECONDS_OF_A_DAY)))
-    return write_decision(store.home, decision) if decision.state == "rejected" else decision
+    return record(store, decision) if decision.state == "rejected" else decision
+
+
+def record(store: ArtifactStore, decision: Decision) -> Decision:
+    """Put on file what was decided."""
+    with changing_alias(store, decision.alias, _holder(), get_run_logger().info):
+        return write_decision(store.home, decision)
+
+
+def _holder() -> str:
+    return f"flow run {flow_run.id}"
 
 
 def _is_resumed() -> bool:

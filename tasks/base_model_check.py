@@ -13,6 +13,7 @@ from models.errors import InputError
 from models.fingerprint import fingerprint
 from models.sources import BaseModelSource
 from settings.chat_templates import chat_template
+from settings.published_models import PUBLISHED
 from tasks.data.sources import HUB_ID
 from tasks.files import file_digest
 
@@ -36,16 +37,21 @@ class BaseModelFacts(Contract):
     """Longest sequence that it was made for; none: unknown."""
 
 
-def check_base_model(source: BaseModelSource) -> BaseModelFacts:
+def check_base_model(source: BaseModelSource, offline: bool = False) -> BaseModelFacts:
     """Check what can be checked without loading or fetching the model.
+
+    Args:
+        source: As the recipe names it.
+        offline: Ask no hub.
 
     Raises:
         InputError: the model or its chat template is missing, incomplete, or not in a safe format.
     """
     if source.chat_template:
         _check_template(source.chat_template)
-    checks = {"folder": _check_folder, "package": _check_package, "hub": _check_hub}
-    return checks[source.source](source)
+    if source.source == "hub":
+        return _check_hub(source, offline)
+    return _check_folder(source) if source.source == "folder" else _check_package(source)
 
 
 def locate(source: BaseModelSource, place: str = "base_model.name") -> tuple[str, dict[str, str]]:
@@ -140,14 +146,15 @@ def _gguf_has(file: Path, key: str) -> bool:
         return view.find(struct.pack("<Q", len(key)) + key.encode()) >= 0
 
 
-def _check_hub(source: BaseModelSource) -> BaseModelFacts:
+def _check_hub(source: BaseModelSource, offline: bool) -> BaseModelFacts:
     from huggingface_hub import is_offline_mode
 
     if not HUB_ID.fullmatch(source.name):
         remedy = "use `organisation/model`, or source: folder for a local folder"
         raise InputError(f"base_model.name: '{source.name}' is not a hub id; {remedy}")
-    if is_offline_mode():
-        return BaseModelFacts(parameters=None, context_tokens=None)
+    if offline or is_offline_mode():
+        known = PUBLISHED.get(source.name)
+        return BaseModelFacts(parameters=known and known.parameters, context_tokens=known and known.context_tokens)
     found = look_up(source)
     names = {file.rfilename for file in found.siblings or ()}
     if not any(name.endswith(".safetensors") for name in names):

@@ -101,8 +101,8 @@ def run_in_child(
     children: list[Child] = []
     try:
         with _start:
-            for local_rank in range(options.launch.processes):
-                children.append(Child(_context, serve, (function, arguments, options, local_rank), on_line))
+            for rank in range(options.launch.processes):
+                children.append(Child(_context, serve, (function, arguments, options, rank), on_line))
                 _running.add(children[-1].process)
         stop_if_closing()
         return follow(children, on_report, on_peak, options.timeout_seconds)

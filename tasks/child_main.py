@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import psutil
+from pydantic import Field
 
 from models.contract import Contract
 from models.errors import AlignError, InputError, Stopped
@@ -36,6 +37,8 @@ class ChildOptions(Contract):
     """The child is stopped after so long."""
     memory_limit_bytes: int | None = None
     """Host memory that each process may allocate."""
+    environment: dict[str, str] = Field({}, repr=False)
+    """Variables to set, which may hold secrets."""
     places: tuple[int, ...] = (0,)
     """Which of several accelerators it sees; with one or none, all there is."""
     launch: Launch = Launch()
@@ -70,7 +73,7 @@ def serve(
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
     options: ChildOptions,
-    local_rank: int,
+    rank: int,
     pipes: tuple[Connection, Connection],
 ) -> None:
     """Run the function and send back what comes of it: reports, what it prints, and its value or failure.
@@ -79,7 +82,7 @@ def serve(
         function: What to run.
         arguments: What it gets, before the function that sends its reports.
         options: How it runs.
-        local_rank: Number of this process among those of the machine that run it together.
+        rank: Number of this process among those that run it together.
         pipes: For events, and for what is printed.
     """
     events, output = pipes
@@ -92,14 +95,15 @@ def serve(
     output.close()
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    os.environ.update(options.environment)
     _name_levels()
     _see_accelerators(options.places)
-    _join(options.launch, local_rank)
+    _join(options.launch, rank)
     _limit_threads(options.threads)
     if options.memory_limit_bytes:
         _limit_memory(options.memory_limit_bytes)
     try:
-        said = "report" if local_rank == 0 else "peak"
+        said = "report" if rank == 0 else "peak"
         result = function(*arguments, lambda report: events.send((said, report, _peak_memory_bytes())))
         events.send(("returned", result, _peak_memory_bytes()))
     except Exception as error:  # whatever it is, it has to cross the process border
@@ -108,11 +112,12 @@ def serve(
 
 def _name_levels() -> None:
     """Let every logger print a line's level first, and warnings be lines of a logger: the run's log keeps the level."""
-    formatter = logging.Formatter("%(levelname)s %(name)s: %(message)s")
-    logging.basicConfig()
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", force=True)
     known = [each for each in logging.root.manager.loggerDict.values() if isinstance(each, logging.Logger)]
-    for handler in [handler for logger in (logging.root, *known) for handler in logger.handlers]:
-        handler.setFormatter(formatter)
+    for logger in (each for each in known if each.handlers):
+        # What Transformers prints itself, and passes on too where `CI` is set, would be told twice.
+        logger.handlers.clear()
+        logger.propagate = True
     warnings.formatwarning = lambda message, category, filename, lineno, line=None: f"{category.__name__}: {message}"
     logging.captureWarnings(True)
 
@@ -143,10 +148,10 @@ def _see_accelerators(places: tuple[int, ...]) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices[place % len(devices)] for place in places)
 
 
-def _join(launch: Launch, local_rank: int) -> None:
-    """Let PyTorch and Accelerate find the other processes; those of one machine meet on its loopback alone."""
-    os.environ.update(launch.environment(local_rank))
-    if launch.machines == 1 and sys.platform == "linux":
+def _join(launch: Launch, rank: int) -> None:
+    """Let PyTorch and Accelerate find the other processes, and gloo reach them without the network."""
+    os.environ.update(launch.environment(rank))
+    if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 

@@ -37,7 +37,7 @@ class Child:
     Args:
         context: Starts it.
         serve: The child's side.
-        call: What `serve` gets, but for the pipes; ends with the process's number on this machine.
+        call: What `serve` gets, but for the pipes; ends with the process's number in the group.
         on_line: Gets each line that the first process prints.
     """
 

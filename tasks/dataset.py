@@ -19,11 +19,11 @@ from tasks.child import run_in_child
 from tasks.child_main import ChildOptions
 from tasks.core.entry import render
 from tasks.data.card import write_card
-from tasks.data.checking import wanted_rows
+from tasks.data.checking import kept_apart, wanted_rows
+from tasks.data.formats.reading import Role
 from tasks.data.located import Located
 from tasks.data.preparations import Preparations, Ready, hand_over
 from tasks.data.preparing import Manner
-from tasks.data.rows import Role
 from tasks.data.snapshot import ROWS, first_row
 from tasks.execution import Execution
 from tasks.files import file_digest
@@ -62,6 +62,8 @@ def prepare_dataset(
     """
     wanted = wanted_rows(source, role, system_prompt, rules, cleaning)
     preparations = Preparations(execution.settings.home, _telling(f"dataset for {role}"))
+    if cleaning:
+        wanted = kept_apart(wanted, cleaning, preparations)
     ready = preparations.ready(source, wanted)
     identity = ready.prepared.identity
     name = fingerprint(identity)[:ID_LENGTH]
@@ -177,22 +179,28 @@ def _publish(
     store.discard_partial("dataset", name)
     hand_over(ready, folder)
     write_card(folder, card, first_row(folder))
-    rules: dict[str, Any] = {"duplicates_dropped": ready.prepared.duplicates, "system_prompt": card.system_prompt}
-    if ready.prepared.unpaired:
-        rules["unpaired_dropped"] = ready.prepared.unpaired
-    if changed:
-        rules["data_rules"] = changed
-    said: dict[str, Any] = {"files": card.files} if card.files else {}
-    said |= {"rows": card.rows, "rules": rules, "recognised": card.recognised}
-    said |= {"commit": card.revision} if card.revision else {}
-    said |= {"license": card.license} if card.license else {}
     return store.publish(
         folder,
         name=name,
         kind="dataset",
         fingerprint=fingerprint(identity),
         identity=identity,
-        origin={"path": label} | card.source | said,
+        origin={"path": label} | _origin(card, changed),
         metrics={"rows": float(card.rows), "duplicates_dropped": float(ready.prepared.duplicates)},
         **provenance(execution),
     )
+
+
+def _origin(card: SnapshotCard, changed: dict[str, Any]) -> dict[str, Any]:
+    """What the manifest says of where the rows come from: the source with files or commits, and the rules applied."""
+    rules: dict[str, Any] = {"duplicates_dropped": card.rules["duplicate"], "system_prompt": card.system_prompt}
+    rules |= {"unpaired_dropped": card.rules["unpaired"]} if card.rules["unpaired"] else {}
+    rules |= {"data_rules": changed} if changed else {}
+    said: dict[str, Any] = {"rows": card.rows, "rules": rules, "recognised": card.recognised}
+    said |= {"files": card.files} if card.files else {}
+    said |= {"commit": card.revision} if card.revision else {}
+    said |= {"license": card.license} if card.license else {}
+    if card.parts:
+        asked = zip(card.source["mixture"], card.parts, strict=True)
+        said["mixture"] = [part | ({"commit": of.revision} if of.revision else {}) for part, of in asked]
+    return card.source | said

@@ -11,9 +11,9 @@ from models.launch import Launch
 from models.queue import Share
 from models.recipe import Recipe
 from models.run import RunRecord
+from models.stages import Generator
 from settings.machine import Machine, inspect_machine, resolve_precision
 from settings.settings import Settings
-from tasks.launch import asked_launch
 
 _LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "safetensors", "prefect")
 
@@ -58,7 +58,12 @@ class Execution(Contract):
 
     def of_training(self) -> "Execution":
         """The same machine at work with as many processes as the settings ask for."""
-        return self.model_copy(update={"launch": asked_launch(self.settings)})
+        return self.model_copy(update={"launch": Launch(processes=self.settings.processes)})
+
+    @property
+    def generator(self) -> Generator:
+        """What generates GRPO's completions on this machine."""
+        return "vllm" if self.settings.vllm else "transformers"
 
     @property
     def share(self) -> Share:
@@ -91,13 +96,18 @@ class Execution(Contract):
         }
 
 
-def plan_execution(recipe: Recipe, settings: Settings) -> Execution:
+def plan_execution(recipe: Recipe, settings: Settings, machine: Machine | None = None) -> Execution:
     """Look at the machine and resolve what the recipe leaves to it.
+
+    Args:
+        recipe: What would be trained.
+        settings: How.
+        machine: Another machine than this one, to plan for.
 
     Raises:
         InputError: the machine cannot do what recipe or settings ask for.
     """
-    machine = inspect_machine(settings)
+    machine = machine or inspect_machine(settings)
     return Execution(
         settings=settings,
         machine=machine,
@@ -109,8 +119,6 @@ def plan_execution(recipe: Recipe, settings: Settings) -> Execution:
 
 def stages_at_once(settings: Settings, machine: Machine) -> int:
     """Stages that may compute on the machine at the same time."""
-    if settings.machines > 1:  # which would otherwise begin them in different orders, and wait for one another
-        return 1
     on_cpu = machine.device == "cpu"
     places = machine.cores if on_cpu else machine.accelerators
     return settings.parallel_stages or max(1, min(2 if on_cpu else places, places // settings.processes))

@@ -17,10 +17,11 @@ from tasks.data.checking import DatasetCheck
 from tasks.execution import Execution
 from tasks.fits import recall
 from tasks.pruned import is_pruned
+from tasks.remote.opening import open_store
 from tasks.restoring import obstacle
 from tasks.reward_functions import function_digests
 from tasks.scorer_check import find_scorer
-from tasks.store import ArtifactStore, damage, read_manifest
+from tasks.store import damage, read_manifest
 
 
 class StageForecast(Contract):
@@ -54,9 +55,18 @@ def forecast(recipe: Recipe, datasets: Iterable[DatasetCheck], execution: Execut
     return [_look_up(stage, execution) for stage in stage_inputs(recipe, datasets, execution)]
 
 
-def stage_inputs(recipe: Recipe, datasets: Iterable[DatasetCheck], execution: Execution) -> Iterator[TrainingInput]:
-    """The inputs of a recipe's training stages, in order, with promised checkpoints and snapshots."""
-    store = ArtifactStore(execution.settings.home)
+def stage_inputs(
+    recipe: Recipe, datasets: Iterable[DatasetCheck], execution: Execution, offline: bool = False
+) -> Iterator[TrainingInput]:
+    """The inputs of a recipe's training stages, in order, with promised checkpoints and snapshots.
+
+    Args:
+        recipe: What would be trained.
+        datasets: Its datasets, as preflight has found them.
+        execution: The machine's part.
+        offline: Ask no hub: models there are told by their names alone, and the stages have other names than in a run.
+    """
+    store = open_store(execution.settings)
     common = execution.shared_inputs(recipe)
     rows = {
         check.place: Dataset(
@@ -72,9 +82,9 @@ def stage_inputs(recipe: Recipe, datasets: Iterable[DatasetCheck], execution: Ex
         path = store.folder("checkpoint", stage.name)
         return Checkpoint(path=path, fingerprint=stage.fingerprint, stage=stage.stage, precision=stage.precision)
 
-    base = BaseModelInput(
-        source=recipe.base_model, origin=locate(recipe.base_model)[1], precision=execution.precision
-    ).fingerprint
+    unasked = offline and recipe.base_model.source == "hub"
+    origin = {"hub": recipe.base_model.name} if unasked else locate(recipe.base_model)[1]
+    base = BaseModelInput(source=recipe.base_model, origin=origin, precision=execution.precision).fingerprint
     policy = Checkpoint(
         path=store.folder("base", base[:ID_LENGTH]), fingerprint=base, stage="base", precision=execution.precision
     )
@@ -93,26 +103,30 @@ def stage_inputs(recipe: Recipe, datasets: Iterable[DatasetCheck], execution: Ex
     if recipe.grpo:
         prompts = rows["grpo.dataset"]
         others = recipe.grpo.other_reward_models
-        scorers = {each.label: find_scorer(each, store, execution.precision).checkpoint for each in others}
-        asked = {"policy": policy, "reward_model": reward_model, "hyperparameters": recipe.grpo}
+        scorers = {each.label: find_scorer(each, store, execution.precision, offline).checkpoint for each in others}
+        asked: dict[str, Any] = {"policy": policy, "reward_model": reward_model, "hyperparameters": recipe.grpo}
+        asked["generator"] = execution.generator
         yield GRPOInput(dataset=prompts, functions=function_digests(recipe.grpo), scorers=scorers, **asked, **common)
 
 
 def _look_up(stage: TrainingInput, execution: Execution) -> StageForecast:
-    store = ArtifactStore(execution.settings.home)
+    store = open_store(execution.settings)
     path = store.folder("checkpoint", stage.name)
     damaged = path.exists() and bool(damage(path))
     if path.exists() and not damaged:
         manifest = read_manifest(path)
         taken = stage.stage not in execution.force or manifest.run == execution.run
+        is_remote = store.remote and store.remote.has(path)
         if taken and not obstacle(store, path):
-            state, seconds = "rebuilds" if is_pruned(path) else "cached", manifest.metrics.get("seconds", 0.0)
+            state = "rebuilds" if is_pruned(path) and not is_remote else "cached"
+            seconds = manifest.metrics.get("seconds", 0.0)
             return StageForecast(stage=stage.stage, name=stage.name, state=state, saved_seconds=seconds)
     fit = recall(stage, execution)
     begun = last_whole_checkpoint(store.partial("checkpoint", stage.name) / TRAINER)
     there: dict[str, Any] = {"state": "damaged" if damaged else "new"}
-    if begun:
-        _, seal = begun
+    there_too = store.remote.steps_done("checkpoint", stage.name) if store.remote else None
+    seal = max(filter(None, (begun and begun[1], there_too)), key=lambda each: each.step, default=None)
+    if seal:
         there = {"state": "resumes", "step": seal.step, "total_steps": seal.total_steps, "saved_seconds": seal.seconds}
     fitted = fit and fit.per_device_train_batch_size
     return StageForecast(stage=stage.stage, name=stage.name, fitted_batch_size=fitted, **there)

@@ -23,6 +23,7 @@ from tasks.files import replace_file
 from tasks.fits import Fit, weights_bytes
 from tasks.launch import check_batch
 from tasks.store import utc_now
+from tasks.vllm import vllm_plan
 
 LEDGER = "attempts.jsonl"
 
@@ -64,7 +65,7 @@ def plan_attempt(
     known = (settings.per_device_train_batch_size, fit.per_device_train_batch_size if fit else None)
     limits = [size for size in known if size] + [size // 2 for size in sizes[checkpointing]]
     limits += [1] if 1 in sizes[False] else []
-    processes, batch_size = execution.launch.world_size, stage.hyperparameters.batch_size
+    processes, batch_size = execution.launch.processes, stage.hyperparameters.batch_size
     check_batch(stage.stage, batch_size, processes)
     micro, accumulation = split_batch(batch_size // processes, min(limits, default=None))
     return TrainingPlan(
@@ -78,6 +79,8 @@ def plan_attempt(
         checkpoint_every_minutes=settings.checkpoint_every_minutes,
         checkpoints_kept=settings.checkpoints_kept,
         report_to=settings.report_to,
+        run=execution.run,
+        vllm=vllm_plan(stage, settings),
     )
 
 

@@ -7,7 +7,7 @@ rebuilt where its adapter and parent give it back, and one process at a time mak
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TypeVar, cast
@@ -24,6 +24,8 @@ from tasks.ledger import read_attempts
 from tasks.provenance import version_changes
 from tasks.pruned import is_pruned
 from tasks.queue import Queue
+from tasks.remote.opening import open_store
+from tasks.remote.sharing import fetch_if_there, keep_safe, sole_maker
 from tasks.restoring import restore_held
 from tasks.store import ArtifactStore, Waiting, read_manifest
 from tasks.telling import Teller
@@ -54,23 +56,46 @@ def find_or_make(
     Returns:
         What `read` gives; within a Prefect state named `Cached` where the folder was there, so call tasks by `submit`.
     """
-    store = ArtifactStore(execution.settings.home)
+    store = open_store(execution.settings)
     path = store.folder(kind, name)
     teller = Teller(title or name)
     holder = f"run {execution.run} (process {os.getpid()})"
-    with explaining_a_full_disk(store.home), store.lock(kind, name, holder, teller.waiting):
-        forced = _is_forced(name, title, execution)
-        pruned = read_manifest(path) if is_pruned(path) else None
-        found = store.find(kind, name) or (None if forced else _rebuilt(store, path, holder, execution, teller))
+
+    def look() -> Manifest | None:
+        found = store.find(kind, name)
+        if not found and not forced and store.remote:
+            found = fetch_if_there(store, store.remote, kind, name, teller.warn)
+        if not found and not forced:
+            found = _rebuilt(store, path, holder, execution, teller)
         if found and read_attempts(store.partial(kind, name)) == found.attempts:
             store.discard_partial(kind, name)  # its maker died between publishing and clearing up
-        if found and (found.run == execution.run or not forced):
+        return found
+
+    with explaining_a_full_disk(store.home), store.lock(kind, name, holder, teller.waiting), ExitStack() as alone:
+        forced = _is_forced(name, title, execution)
+        pruned = read_manifest(path) if is_pruned(path) else None
+        found = look()
+        if store.remote and not _is_taken(found, forced, execution):
+            teller.checking = alone.enter_context(sole_maker(store, store.remote, kind, name, holder, teller.waiting))
+            found = look()  # another machine may have made it meanwhile
+        if found and _is_taken(found, forced, execution):
+            store.note_use(kind, name)
+            if store.remote:
+                keep_safe(store, store.remote, kind, name, teller.warn, is_new=False)
             teller.cached(path, found, version_changes(found.versions))
             return cast(Made, Completed(name="Cached", data=read(path, found), message=f"{path.name} is there already"))
         with _turn(kind, teller.name, execution, teller.waiting) as options, teller.failing():
             made = make(store, teller, options)
+        if store.remote:
+            teller.checking()
+            keep_safe(store, store.remote, kind, name, teller.warn)
         teller.completed(path, made, found or pruned)
         return read(path, made)
+
+
+def _is_taken(found: Manifest | None, forced: bool, execution: Execution) -> bool:
+    """Whether what was found serves; what is forced does where this very run has made it."""
+    return bool(found and (found.run == execution.run or not forced))
 
 
 def _rebuilt(store: ArtifactStore, path: Path, holder: str, execution: Execution, teller: Teller) -> Manifest | None:

@@ -1,21 +1,25 @@
 """Whether each stage of a recipe will fit into this machine's memory, before a weight is loaded."""
 
 import math
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import psutil
 
 from models.artifacts import Checkpoint
 from models.contract import Contract
-from models.recipe import Recipe
+from models.errors import StageError
+from models.fingerprint import fingerprint
+from models.recipe import GRPO, Recipe, Training
 from models.sources import BaseModelSource
 from models.stages import BaseModelInput, TrainingInput
+from settings.published_models import PUBLISHED
 from tasks.base_model_check import locate
 from tasks.child import run_in_child
 from tasks.child_main import ChildOptions
-from tasks.core.entry import estimate
+from tasks.core.entry import estimate, estimate_published
 from tasks.core.plan import Footprint, StageShape
-from tasks.data.checking import DatasetCheck
+from tasks.data.checking import DatasetCheck, training_sections
 from tasks.execution import Execution
 from tasks.fits import recall
 from tasks.forecast import StageForecast, stage_inputs
@@ -69,8 +73,62 @@ def forecast_memory(
     rows = {check.place: check.longest_rows for check in datasets}
     shapes = tuple(_shape(stage, rows[f"{stage.stage}.dataset"], execution) for stage in inputs)
     source, location = _base_model(recipe, every[0].policy)
+    return _estimate(estimate, (source, location), shapes, execution)
+
+
+def forecast_memory_offline(
+    recipe: Recipe, datasets: tuple[DatasetCheck, ...], execution: Execution
+) -> list[MemoryForecast]:
+    """Estimate the memory of every stage without a hub, from published shapes of models.
+
+    Rows that cannot be read or whose tokens cannot be counted are taken to be as long as the recipe lets them be, and
+    GRPO's prompts as long as its completions.
+
+    Raises:
+        StageError: the base model is on the hub, and its shape is not known.
+    """
+    on_hub = recipe.base_model.source == "hub"
+    if on_hub and recipe.base_model.name not in PUBLISHED:
+        known = ", ".join(PUBLISHED)
+        raise StageError(f"the shape of {recipe.base_model.name} is not known offline, only those of {known}")
+    read = {check.place: check for check in datasets}
+    places = [f"{stage}.dataset" for stage in training_sections(recipe)]
+    promised = [read.get(place) or _unread(place) for place in places]
+    shapes = []
+    for stage in stage_inputs(recipe, promised, execution, offline=True):
+        rows = read.get(f"{stage.stage}.dataset")
+        shape = _shape(stage, rows.longest_rows if rows else (), execution)
+        tokens = None if rows and not on_hub else _longest_allowed(stage.hyperparameters)
+        shapes.append(shape.model_copy(update={"longest_tokens": tokens}))
+    if on_hub:
+        architecture = PUBLISHED[recipe.base_model.name].architecture
+        return _estimate(estimate_published, (architecture,), tuple(shapes), execution)
+    location, origin = locate(recipe.base_model)
+    source = BaseModelInput(source=recipe.base_model, origin=origin, precision=execution.precision)
+    return _estimate(estimate, (source, location), tuple(shapes), execution)
+
+
+def _unread(place: str) -> DatasetCheck:
+    """A dataset that nothing is known of."""
+    nothing = {"path": "", "rows": 0, "read": 0, "duplicates": 0, "rows_sha256": "", "size_bytes": 0}
+    return DatasetCheck.model_validate({"place": place, "fingerprint": fingerprint(place), **nothing})
+
+
+def _longest_allowed(section: Training) -> int:
+    if isinstance(section, GRPO):
+        return 2 * section.max_completion_length
+    return int(getattr(section, "max_length", 0))
+
+
+def _estimate(
+    function: Callable[..., list[Footprint]],
+    model: tuple[Any, ...],
+    shapes: tuple[StageShape, ...],
+    execution: Execution,
+) -> list[MemoryForecast]:
+    """Estimate in a child process, and compare with what there is."""
     options = ChildOptions(threads=1)
-    found = run_in_child(estimate, (source, location, shapes), options, lambda report: None, lambda line: None)
+    found = run_in_child(function, (*model, shapes), options, lambda report: None, lambda line: None)
     return [_compare(shape, footprint, found, execution) for shape, footprint in zip(shapes, found, strict=True)]
 
 
@@ -104,7 +162,7 @@ def _compare(
     memories = execution.machine.accelerators if execution.machine.device == "cuda" else 1
     shared = execution.parallel_stages > memories
     beside = [other.peak for other in all_footprints if shared and {other.stage, footprint.stage} == _SIDE_BY_SIDE]
-    available = _available(execution, sum(beside))
+    available = _available(execution, sum(beside) + _taken_by_vllm(shape, execution))
     rows = shape.plan.per_device_train_batch_size
     verdict = _judge(footprint.peak, available)
     return MemoryForecast(
@@ -114,6 +172,13 @@ def _compare(
         verdict=verdict,
         fitting_batch_size=rows if verdict != "won't fit" else _fitting(shape, footprint, available),
     )
+
+
+def _taken_by_vllm(shape: StageShape, execution: Execution) -> int:
+    """What vLLM keeps on the devices that train, where it does not sleep meanwhile."""
+    vllm = shape.plan.vllm
+    beside = vllm is not None and vllm.mode == "colocate" and not vllm.sleep
+    return int(execution.machine.memory_bytes * vllm.gpu_memory_utilization) if vllm and beside else 0
 
 
 def _judge(peak: int, available: int) -> Verdict:

@@ -1,46 +1,41 @@
 """Everything that can be found wrong before a model loads: in the recipe's data, its base model, and on this machine.
 
-Nothing is left written unless it is asked to wait for a run, and torch is not imported. All problems are reported at
-once, one a line.
+Nothing is left written but what a remote tells of itself, unless it is asked to wait for a run, and torch is not
+imported. All problems are reported at once, one a line.
 """
 
-import importlib.util
 import math
 import os
 from collections.abc import Callable, Iterator
-from difflib import get_close_matches
 from pathlib import Path
 
 from models.artifacts import Precision, Stage
 from models.contract import Contract
+from models.data_rules import Rule
 from models.errors import InputError
 from models.fingerprint import ID_LENGTH
 from models.recipe import GRPO, Recipe, Training
+from models.sources import BaseModelSource
 from models.stages import TrainingInput
-from models.trl_options import SOLVED_BY_TRL
+from settings.cards import find_card
 from settings.machine import Machine, inspect_machine, resolve_precision
 from settings.settings import Settings
 from tasks.base_model_check import BaseModelFacts, check_base_model
-from tasks.data.checking import DatasetCheck, Table, noting, read_tables, training_sections
+from tasks.data.checking import DatasetCheck, Table, datasets_on_hub, noting, read_tables, training_sections
 from tasks.data.leakage import check_leakage
 from tasks.data.preparations import Preparations, leaving_nothing
 from tasks.data.preparing import Manner
 from tasks.execution import plan_execution
 from tasks.forecast import stage_inputs
-from tasks.gate import check_condition, find_rivals
-from tasks.launch import asked_launch, check_batch, launch_problems
+from tasks.launch import check_batch, launch_problems
+from tasks.library_check import check_libraries
 from tasks.pruned import is_pruned
 from tasks.queue import check_queue
+from tasks.remote.opening import check_remote, open_store
 from tasks.reward_functions import check_function
 from tasks.scorer_check import find_scorer
 from tasks.space import check_disk, disk_needed, nearest_existing
-from tasks.store import ArtifactStore
-
-_TRACKERS = {
-    "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "comet_ml": "comet_ml", "trackio": "trackio",
-    "swanlab": "swanlab", "clearml": "clearml", "neptune": "neptune", "dvclive": "dvclive", "codecarbon": "codecarbon",
-}  # fmt: skip
-"""Transformers' names of trackers, and the package that each needs."""
+from tasks.vllm import check_vllm
 
 
 class StagePlan(Contract):
@@ -50,8 +45,27 @@ class StagePlan(Contract):
     """The stage."""
     batch_size: int
     """Rows (GRPO: completions) per optimizer step."""
-    steps: int
-    """Optimizer steps; an estimate where rows are packed or dropped for their length."""
+    steps: int | None
+    """Optimizer steps; an estimate where rows are packed or dropped for their length; none: the rows were not read."""
+
+
+class WhatIf(Contract):
+    """Circumstances to check a recipe for, where they are not those of this machine."""
+
+    card: str = ""
+    """An accelerator to plan for, by a name of `settings.cards`; empty: what this machine has."""
+    offline: bool = False
+    """Ask no hub: models and datasets there are described as far as is known, not read."""
+
+    def machine(self, settings: Settings) -> Machine:
+        """The machine to plan for.
+
+        Raises:
+            InputError: there is no such card, or the settings ask for a device that this machine does not have.
+        """
+        if not self.card:
+            return inspect_machine(settings)
+        return find_card(self.card, inspect_machine(settings.model_copy(update={"device": "cpu"})))
 
 
 class Preflight(Contract):
@@ -67,6 +81,10 @@ class Preflight(Contract):
     """The stages in order."""
     disk: dict[str, int]
     """Estimate of what the run writes at most, in bytes, by kind."""
+    unread: dict[str, str] = {}
+    """Hub ids of the datasets that were not read, by their key in the recipe."""
+    named: bool = True
+    """Whether the names of the stages' checkpoints are known, so that they can be looked up."""
     needs: tuple[str, ...] = ()
     """Names of the folders that the run takes or makes, evaluations left out."""
     notes: tuple[str, ...] = ()
@@ -74,13 +92,19 @@ class Preflight(Contract):
 
 
 def preflight(
-    recipe: Recipe, settings: Settings, *, keep: bool = False, on_rows: Callable[[int], None] = lambda rows: None
+    recipe: Recipe,
+    settings: Settings,
+    what_if: WhatIf | None = None,
+    *,
+    keep: bool = False,
+    on_rows: Callable[[int], None] = lambda rows: None,
 ) -> Preflight:
     """Check a recipe against its data, its base model and this machine.
 
     Args:
         recipe: What would be trained.
         settings: Settings as read.
+        what_if: Circumstances to check for; default: those of this machine.
         keep: Whether the rows that had to be read for it wait for a run, unless something is wrong.
         on_rows: Told how many rows of a dataset were read.
 
@@ -88,52 +112,73 @@ def preflight(
         InputError: something cannot work; the message has one line per problem found.
     """
     with leaving_nothing(settings.home, Manner(on_progress=on_rows), keep=keep) as preparations:
-        return _check(recipe, settings, preparations)
+        return _check(recipe, settings, what_if or WhatIf(), preparations)
 
 
-def _check(recipe: Recipe, settings: Settings, preparations: Preparations) -> Preflight:
+def _check(recipe: Recipe, settings: Settings, what_if: WhatIf, preparations: Preparations) -> Preflight:
     problems: list[str] = []
     machine, precision, model = None, None, BaseModelFacts(parameters=None, context_tokens=None)
     with noting(problems):
-        machine = inspect_machine(settings)
+        machine = what_if.machine(settings)
         precision = resolve_precision(machine, recipe.precision)
     with noting(problems):
         _check_home(settings.home)
     with noting(problems):
+        check_remote(settings)
+    with noting(problems):
         check_queue(settings.queue)
-    _check_libraries(recipe, settings, problems)
-    if machine:
+    check_libraries(recipe, settings, problems)
+    if machine and not what_if.card:
         problems += launch_problems(settings, machine, recipe)
+    if recipe.grpo and machine and not what_if.card:
+        check_vllm(recipe, settings, machine, problems)
     if recipe.quantization and machine and machine.device == "mps":
         problems.append("quantization: 4-bit weights need a CPU or CUDA; remove it, or set ALIGN_DEVICE=cpu")
     with noting(problems):
-        model = check_base_model(recipe.base_model)
-    for reward in recipe.grpo.rewards if recipe.grpo else ():
-        with noting(problems):
-            if reward.function:
-                check_function(reward.function)
-            if reward.model and precision:
-                find_scorer(reward, ArtifactStore(settings.home), precision)
-    tables = read_tables(recipe, problems, preparations)
+        model = check_base_model(recipe.base_model, what_if.offline)
+    scorers = _check_rewards(recipe, settings, precision, what_if.offline, problems)
+    unread = datasets_on_hub(recipe) if what_if.offline else {}
+    tables = read_tables(recipe, problems, preparations, what_if.offline)
     leaks = check_leakage(tables, recipe.data_rules, problems)
     _check_lengths(recipe, model, problems)
-    stages = _plan_stages(recipe, tables, asked_launch(settings).world_size, problems)
+    stages = _plan_stages(recipe, tables, settings.processes, problems)
     if problems or machine is None or precision is None:
         raise InputError("\n".join(problems))
     checks = [table.check for table in tables.values()]
-    inputs = list(stage_inputs(recipe, checks, plan_execution(recipe, settings)))
-    disk = disk_needed(recipe, model.parameters or 0, precision, settings, _missing(inputs, settings))
+    # Without its rows and the hub's commits a stage has no name yet, so nothing of it is known to be there.
+    unasked = [model for model in (recipe.base_model, *scorers) if what_if.offline and model.source == "hub"]
+    named = not (unread or unasked)
+    inputs = list(stage_inputs(recipe, checks, plan_execution(recipe, settings, machine))) if named else []
+    missing = _missing(inputs, settings) if named else {"base", *training_sections(recipe)}
+    disk = disk_needed(recipe, model.parameters or 0, precision, settings, missing)
     disk["snapshots"] = sum({check.fingerprint: check.size_bytes for check in checks}.values())
-    check_disk(settings, disk)
+    if not what_if.card:  # the disk is not here either
+        check_disk(settings, disk)
     return Preflight(
         machine=machine,
         precision=precision,
         datasets=tuple(table.check for table in tables.values()),
         stages=tuple(stages),
         disk=disk,
+        unread=unread,
+        named=named,
         needs=_needs(inputs, checks),
-        notes=(*_notes(recipe, machine, precision, tables), *leaks),
+        notes=(*_offline_notes(recipe, unread, unasked), *_notes(recipe, machine, precision, tables), *leaks),
     )
+
+
+def _check_rewards(
+    recipe: Recipe, settings: Settings, precision: Precision | None, offline: bool, problems: list[str]
+) -> list[BaseModelSource]:
+    """Look up what rewards name; returns where the reward models lie that the artifact root does not have."""
+    sources = []
+    for reward in recipe.grpo.rewards if recipe.grpo else ():
+        with noting(problems):
+            if reward.function:
+                check_function(reward.function)
+            if reward.model and precision:
+                sources.append(find_scorer(reward, open_store(settings), precision, offline).source)
+    return [source for source in sources if source]
 
 
 def _check_home(home: Path) -> None:
@@ -143,45 +188,6 @@ def _check_home(home: Path) -> None:
         raise InputError(f"ALIGN_HOME {home}: '{nearest}' is a file, not a folder; set ALIGN_HOME to another place")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise InputError(f"ALIGN_HOME {home}: '{nearest}' is not writable for you; set ALIGN_HOME to another place")
-
-
-def _check_libraries(recipe: Recipe, settings: Settings, problems: list[str]) -> None:
-    """Refuse trackers and verifiers whose packages are not installed."""
-    for tracker in settings.report_to:
-        if tracker not in _TRACKERS:
-            near = get_close_matches(tracker, _TRACKERS, n=1)
-            remedy = f"did you mean '{near[0]}'?" if near else f"known trackers: {', '.join(_TRACKERS)}"
-            problems.append(f"ALIGN_REPORT_TO: unknown tracker '{tracker}'; {remedy}")
-        elif not importlib.util.find_spec(_TRACKERS[tracker]):
-            problems.append(f"ALIGN_REPORT_TO: '{tracker}' is not installed; run `pip install {_TRACKERS[tracker]}`")
-    _check_measuring(recipe, settings, problems)
-    rewards = recipe.grpo.rewards if recipe.grpo else ()
-    needed = {recipe.evaluation.verifier.kind, *(reward.kind for reward in rewards)}
-    needed |= {"math_verify" for reward in rewards if reward.trl in SOLVED_BY_TRL}
-    needed |= {one.verifier.kind for one in recipe.evaluation.sets if one.verifier}
-    if "math_verify" in needed and not importlib.util.find_spec("math_verify"):
-        problems.append("math_verify is not installed; run `pip install math-verify`, or use `exact_answer`")
-
-
-def _check_measuring(recipe: Recipe, settings: Settings, problems: list[str]) -> None:
-    """Refuse a judge or benchmarks that cannot be reached or are not installed, and a gate that nothing can open."""
-    asked = {"judge": ("openai", recipe.evaluation.judge), "harness": ("lm_eval", recipe.evaluation.harness)}
-    for extra, (package, section) in asked.items():
-        if section and not importlib.util.find_spec(package):
-            problems.append(f"evaluation.{extra}: not installed; run `pip install 'alignment-pipeline[{extra}]'`")
-    harness = recipe.evaluation.harness
-    if harness and harness.include_path and not Path(harness.include_path).is_dir():
-        problems.append(
-            f"evaluation.harness.include_path: {harness.include_path} is no folder; name one with task files"
-        )
-    if recipe.evaluation.judge and not settings.judge_url:
-        problems.append("evaluation.judge: no server; set ALIGN_JUDGE_URL, such as http://localhost:8000/v1")
-    if recipe.gate:
-        for condition in recipe.gate.conditions:
-            with noting(problems):
-                check_condition(condition, recipe)
-        with noting(problems):
-            find_rivals(recipe, ArtifactStore(settings.home))
 
 
 def _check_lengths(recipe: Recipe, model: BaseModelFacts, problems: list[str]) -> None:
@@ -200,15 +206,14 @@ def _check_lengths(recipe: Recipe, model: BaseModelFacts, problems: list[str]) -
     ]
 
 
-def _plan_stages(recipe: Recipe, tables: dict[str, Table], world_size: int, problems: list[str]) -> list[StagePlan]:
+def _plan_stages(recipe: Recipe, tables: dict[str, Table], processes: int, problems: list[str]) -> list[StagePlan]:
     plans = []
     for stage, section in training_sections(recipe).items():
         table = tables.get(f"{stage}.dataset")
-        if table:
-            with noting(problems):
-                check_batch(stage, section.batch_size, world_size)
-                steps = _steps(stage, section, table.check)
-                plans.append(StagePlan(stage=stage, batch_size=section.batch_size, steps=steps))
+        with noting(problems):
+            check_batch(stage, section.batch_size, processes)
+            steps = _steps(stage, section, table.check) if table else section.max_steps
+            plans.append(StagePlan(stage=stage, batch_size=section.batch_size, steps=steps))
     return plans
 
 
@@ -231,7 +236,7 @@ def _steps(stage: Stage, section: Training, data: DatasetCheck) -> int:
 
 def _missing(inputs: list[TrainingInput], settings: Settings) -> set[Stage]:
     """The base model and the stages that are not there yet."""
-    store = ArtifactStore(settings.home)
+    store = open_store(settings)
     places: dict[Stage, Path] = {"base": inputs[0].policy.path}
     places |= {stage.stage: store.folder("checkpoint", stage.name) for stage in inputs}
     return {stage for stage, path in places.items() if not path.exists() or is_pruned(path)}
@@ -241,6 +246,19 @@ def _needs(inputs: list[TrainingInput], checks: list[DatasetCheck]) -> tuple[str
     parents = [parent.path.name for stage in inputs for parent in stage.parents().values()]
     heldout = [check.fingerprint[:ID_LENGTH] for check in checks]
     return tuple(dict.fromkeys([*parents, *heldout, *(stage.name for stage in inputs)]))
+
+
+def _offline_notes(recipe: Recipe, unread: dict[str, str], unasked: list[BaseModelSource]) -> Iterator[str]:
+    """What is not known for want of the hub, of the datasets and of the models there."""
+    if unread:
+        yield f"{', '.join(dict.fromkeys(unread.values()))}: not read offline; rows, columns and steps are not checked"
+    needy: tuple[Rule, ...] = ("special_tokens", "too_long")
+    rules = [rule for rule in needy if recipe.data_rules.of(rule) != "keep"]
+    if rules and recipe.base_model in unasked:
+        yield f"data_rules: {' and '.join(rules)} left out, since the tokenizer is not read offline"
+    for model in unasked:
+        if model != recipe.base_model:
+            yield f"grpo.rewards: {model.name} is not looked at offline"
 
 
 def _notes(recipe: Recipe, machine: Machine, precision: Precision, tables: dict[str, Table]) -> Iterator[str]:

@@ -8,10 +8,11 @@ from models.aliases import CHAMPION, Alias, Promotion, alias_problem
 from models.artifacts import Manifest
 from models.errors import DamagedArtifact, InputError
 from models.retraining import Decision
-from tasks.aliases import changing, read_alias, write_alias
+from tasks.aliases import read_alias, write_alias
 from tasks.finding import resolve
 from tasks.gate import last_gate, refuse_closed_gate
 from tasks.pruned import is_pruned
+from tasks.remote.catalogue import changing_alias
 from tasks.store import ArtifactStore, Waiting, damage, read_manifest, utc_now
 
 
@@ -48,8 +49,8 @@ def promote(
     if not despite_gate:
         refuse_closed_gate(gate)
     told["gate"] = gate and gate.model_dump(mode="json")
-    with _holding(store, path, manifest, waiting), changing(store.home, alias):
-        _refuse_unless_whole(path)
+    with _holding(store, path, manifest, waiting), changing_alias(store, alias, _holder(), waiting):
+        _make_sure_of(store, path, manifest)
         known = read_alias(store.home, alias)
         if known and known.checkpoint == path.name:
             return known, False
@@ -106,8 +107,8 @@ def rollback(store: ArtifactStore, alias: str, waiting: Waiting, **told: Any) ->
         DamagedArtifact: what it pointed to before is not whole.
     """
     path, manifest = resolve(store, before(store.home, alias).checkpoint)
-    with _holding(store, path, manifest, waiting), changing(store.home, alias):
-        _refuse_unless_whole(path)
+    with _holding(store, path, manifest, waiting), changing_alias(store, alias, _holder(), waiting):
+        _make_sure_of(store, path, manifest)
         if before(store.home, alias).checkpoint != path.name:
             raise InputError(f"'{alias}' was changed meanwhile; look at `align aliases` and try again")
         return _extend(store, alias, read_alias(store.home, alias), path, manifest, told | {"kind": "rollback"})
@@ -129,10 +130,17 @@ def before(home: Path, alias: str) -> Promotion:
 
 def _holding(store: ArtifactStore, path: Path, manifest: Manifest, waiting: Waiting) -> Any:
     """Hold the checkpoint's lock, so that it is not removed or made anew between verification and promotion."""
-    return store.lock(manifest.kind, path.name, f"a promotion (process {os.getpid()})", waiting)
+    return store.lock(manifest.kind, path.name, _holder(), waiting)
 
 
-def _refuse_unless_whole(path: Path) -> None:
+def _holder() -> str:
+    return f"a promotion (process {os.getpid()})"
+
+
+def _make_sure_of(store: ArtifactStore, path: Path, manifest: Manifest) -> None:
+    """Fetch what lies in the remote alone, and refuse what is not whole; the caller holds its lock."""
+    if store.remote and is_pruned(path) and store.remote.has(path):
+        store.remote.fetch(store, manifest.kind, path.name)
     if damaged := damage(path):
         raise DamagedArtifact(f"{damaged[0]}; nothing was promoted; run its recipe again to make it anew")
     if is_pruned(path):

@@ -182,7 +182,7 @@ def _let_go(store: ArtifactStore, item: PruneItem, holder: str, computing: Compu
             names = merged_weights(manifest)
             if damage(item.path) or not _comes_back(store, item.path, holder, computing, telling):
                 return 0
-        return _remove_files(item, names)
+        return remove_files(item.path, names, item.why)
 
 
 def _comes_back(store: ArtifactStore, path: Path, holder: str, computing: Computing, telling: Telling) -> bool:
@@ -198,16 +198,20 @@ def _comes_back(store: ArtifactStore, path: Path, holder: str, computing: Comput
     return True
 
 
-def _remove_files(item: PruneItem, names: list[str]) -> int:
-    """Mark the folder, then remove files of it; those that a link would lead to elsewhere stay."""
-    inside = [name for name in names if (item.path / name).parent.resolve().is_relative_to(item.path.resolve())]
-    freed = sum(_size(item.path / name) for name in inside)
-    before = read_pruned(item.path) if is_pruned(item.path) else None
+def remove_files(path: Path, names: list[str], why: str) -> int:
+    """Mark a folder, then remove files of it; those that a link would lead to elsewhere stay.
+
+    Returns:
+        Bytes that are free now.
+    """
+    inside = [name for name in names if (path / name).parent.resolve().is_relative_to(path.resolve())]
+    freed = sum(_size(path / name) for name in inside)
+    before = read_pruned(path) if is_pruned(path) else None
     files = tuple(dict.fromkeys((*(before.files if before else ()), *inside)))
-    mark_pruned(item.path, Pruned(files=files, when=utc_now(), why=item.why))
+    mark_pruned(path, Pruned(files=files, when=utc_now(), why=why))
     for name in inside:
-        (item.path / name).unlink(missing_ok=True)
-    for folder in sorted({(item.path / name).parent for name in inside} - {item.path}, reverse=True):
+        (path / name).unlink(missing_ok=True)
+    for folder in sorted({(path / name).parent for name in inside} - {path}, reverse=True):
         if not any(folder.iterdir()):
             folder.rmdir()
     return freed

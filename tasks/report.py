@@ -5,6 +5,7 @@ from pathlib import Path
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
 
 from models.artifacts import Checkpoint, Manifest
 from models.comparison import Comparison
@@ -17,10 +18,12 @@ from tasks.gate import judge_gate, save_gate
 from tasks.lineage import ancestry
 from tasks.progress import Progress, announce
 from tasks.provenance import without_folders
+from tasks.remote.opening import open_store
+from tasks.remote.sharing import share_run
 from tasks.reporting.lineage_page import render_lineage
 from tasks.reporting.page import LINEAGE_PAGE, render_report
 from tasks.run_record import release_run, save_run
-from tasks.store import MANIFEST, ArtifactStore, read_manifest, utc_now
+from tasks.store import MANIFEST, read_manifest, utc_now
 
 
 @task(name="report", cache_policy=NO_CACHE)
@@ -59,11 +62,12 @@ def report(
     curves: dict[str, list[dict[str, float]]] = {checkpoint.stage: _history(checkpoint) for checkpoint in checkpoints}
     shown = finished.model_copy(update={"recipe": without_folders(finished.recipe)})
     replace_file(path, render_report(shown, curves, manifests | _dataset_manifests(run, home)))
-    store = ArtifactStore(home)
+    store = open_store(execution.settings)
     replace_file(path.with_name(LINEAGE_PAGE), render_lineage(store, ancestry(store, last.path)))
     save_gate(gate, path.parent)
     save_run(finished, home)
     release_run(run.id)
+    share_run(store, run.id, get_run_logger().warning)
     announce(Progress(stage=f"report-{run.id}", phase="completed"))
     return finished
 

@@ -24,10 +24,11 @@ from settings.settings import Settings
 from tasks.child import run_in_child
 from tasks.child_main import ChildOptions
 from tasks.core.entry import compare_weights
-from tasks.data.rows import Role
+from tasks.data.formats.reading import Role
 from tasks.execution import Execution, stages_at_once
 from tasks.finding import resolve
 from tasks.provenance import version_changes
+from tasks.remote.opening import open_store
 from tasks.reward_functions import function_digests
 from tasks.store import ArtifactStore, damage, read_manifest
 
@@ -84,7 +85,7 @@ def check_reproduction(wanted: str, settings: Settings) -> None:
             machine cannot compute in that precision.
         DamagedArtifact: a manifest cannot be read.
     """
-    store = ArtifactStore(settings.home)
+    store = open_store(settings)
     steps = ancestry(store, wanted)
     scratch_execution(steps, settings)
     made: dict[str, Artifact] = {}
@@ -215,6 +216,7 @@ def training_input(step: Step, made: Mapping[str, Artifact]) -> TrainingInput:
     )
     if identity["stage"] == "grpo":
         asked, parents = _with_rewards(step, asked, parents)
+        fields["generator"] = identity.get("generator", "transformers")
     prompt = {"system_prompt": origin.get("system_prompt")}
     unstopped = {"alarms": {"stop": ()}}  # it came to its end then, whatever its log said
     try:

@@ -1,4 +1,4 @@
-"""Make a checkpoint whole again whose merged weights were pruned: adapter and parent are merged anew.
+"""Make a checkpoint whole again whose files were pruned: fetched from the remote, or merged anew.
 
 What comes out is believed by its digests alone: the manifest has those of the bytes that were there before.
 """
@@ -55,6 +55,11 @@ def restore_held(store: ArtifactStore, path: Path, holder: str, computing: Compu
     if not pruned:
         return
     if not _is_all_there(path, manifest, pruned):
+        if store.remote and store.remote.has(path):
+            telling(f"fetching {path.name} from {store.remote.url}")
+            with explaining_a_full_disk(store.home):
+                if store.remote.fetch(store, manifest.kind, path.name):
+                    return
         if problem := obstacle(store, path):
             said = f"{path.name} was pruned on {pruned.when[:10]} and cannot be rebuilt here: {problem}"
             raise InputError(f"{said}; {_REMEDY}")
@@ -74,7 +79,7 @@ def obstacle(store: ArtifactStore, path: Path) -> str:
         pruned, manifest = read_pruned(path), read_manifest(path)
     except DamagedArtifact as error:
         return str(error)
-    if not pruned:
+    if not pruned or (store.remote and store.remote.has(path)):
         return ""
     if not set(pruned.files) <= set(merged_weights(manifest)) or not (path / _ADAPTER).is_dir():
         return "more was removed than its merged weights"

@@ -63,9 +63,11 @@ def _has_met(record: RunRecord, store: ArtifactStore) -> bool:
 
 
 def is_there(record: RunRecord, store: ArtifactStore) -> bool:
-    """Whether the last policy of a run can be promoted as it lies in the artifact root."""
+    """Whether the last policy of a run can be promoted as it lies in the artifact root or its remote."""
     path = store.locate(record.policies[-1].name)
-    return bool(path) and not damage(path) and not is_pruned(path)  # type: ignore[arg-type]
+    if not path or damage(path):
+        return False
+    return not is_pruned(path) or bool(store.remote and store.remote.has(path))
 
 
 def standing(record: RunRecord, store: ArtifactStore, name: str) -> tuple[Outcome, str] | None:

@@ -11,6 +11,7 @@ from tasks.converting import converting
 from tasks.core.entry import convert_scorer
 from tasks.execution import Execution
 from tasks.making import find_or_make
+from tasks.remote.opening import open_store
 from tasks.scorer_check import find_scorer, scorer_checkpoint
 from tasks.stage import LIGHT_RETRIES, was_killed
 from tasks.store import ArtifactStore
@@ -30,7 +31,7 @@ def prepare_scorer(reward: Reward, execution: Execution) -> Checkpoint:
         InputError: there is none of that name, or it is no reward model.
         OutOfMemory, Killed, StageError: the conversion failed.
     """
-    found = find_scorer(reward, ArtifactStore(execution.settings.home), execution.precision)
+    found = find_scorer(reward, open_store(execution.settings), execution.precision)
     path = found.checkpoint.path
 
     def make(store: ArtifactStore, teller: Teller, options: ChildOptions) -> Manifest:

@@ -31,7 +31,7 @@ class FoundScorer:
     """Where to convert it from."""
 
 
-def find_scorer(reward: Reward, store: ArtifactStore, precision: Precision) -> FoundScorer:
+def find_scorer(reward: Reward, store: ArtifactStore, precision: Precision, offline: bool = False) -> FoundScorer:
     """Look up the reward model that a reward names; nothing is loaded or fetched.
 
     A local folder comes first, then what the artifact root knows by that name, then the hub.
@@ -40,6 +40,7 @@ def find_scorer(reward: Reward, store: ArtifactStore, precision: Precision) -> F
         reward: A reward with a `model`.
         store: The artifact root.
         precision: What a model from elsewhere is converted to.
+        offline: Ask no hub: one from there is promised by its name alone.
 
     Raises:
         InputError: there is none of that name, or it is no reward model that can read a conversation.
@@ -50,7 +51,8 @@ def find_scorer(reward: Reward, store: ArtifactStore, precision: Precision) -> F
     if not elsewhere and (found := _of_artifact_root(name, store)):
         return FoundScorer(found)
     source = BaseModelSource(source="folder" if elsewhere else "hub", name=name, revision=reward.revision)
-    wanted = ScorerInput(origin=_checked_origin(source), precision=precision)
+    unasked = offline and source.source == "hub"
+    wanted = ScorerInput(origin={"hub": name} if unasked else _checked_origin(source), precision=precision)
     path = store.folder("base", wanted.id)
     promised = Checkpoint(path=path, fingerprint=wanted.fingerprint, stage="reward", precision=precision)
     return FoundScorer(promised, wanted, source)

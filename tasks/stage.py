@@ -20,6 +20,7 @@ from tasks.making import find_or_make
 from tasks.provenance import provenance, public_source
 from tasks.store import ArtifactStore
 from tasks.telling import Teller
+from tasks.trackers import tracker_environment
 
 RETRIES = 10
 """Times that Prefect tries a stage again after it ran out of memory or was killed."""
@@ -85,6 +86,7 @@ def _train(
     earlier = read_attempts(workspace)
     plan = plan_attempt(stage, earlier, execution, recall(stage, execution))
     teller.attempt(plan, workspace / "log.txt")
+    options = options.model_copy(update={"environment": tracker_environment(execution, stage.name)})
     with AttemptRecorder(workspace, plan, execution, teller.report) as attempt:
         result: TrainingResult = run_in_child(
             train, (stage, plan, workspace), options, attempt.report, teller.line, attempt.note_peak

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
@@ -30,33 +30,44 @@ from tasks.closing import stop_if_closing
 from tasks.files import differences, list_files, replace_file, sync
 from tasks.pruned import PRUNED, is_pruned, read_pruned
 
+if TYPE_CHECKING:
+    from tasks.remote.remote import Remote
+
 MANIFEST = "manifest.json"
 Waiting = Callable[[str], None]
 """Told once what has to be waited for."""
 
-_SECONDS_BETWEEN_TRIES = 0.2
-_FOLDERS: dict[Kind, str] = {
+FOLDERS: dict[Kind, str] = {
     "base": "base",
     "dataset": "datasets",
     "checkpoint": "checkpoints",
     "evaluation": "evaluations",
 }
+"""Where folders of each kind lie in an artifact root."""
+_SECONDS_BETWEEN_TRIES = 0.2
 
 
 class ArtifactStore:
     """Finished and unfinished folders below one artifact root."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, remote: "Remote | None" = None) -> None:
+        """Open an artifact root.
+
+        Args:
+            home: The folder on this machine.
+            remote: What it shares with other machines; see `tasks.remote`.
+        """
         self.home = home
+        self.remote = remote
         self._locks = home / ".locks"
 
     def folder(self, kind: Kind, name: str) -> Path:
         """Where the finished folder of that name lies or will lie."""
-        return self.home / _FOLDERS[kind] / name
+        return self.home / FOLDERS[kind] / name
 
     def partial(self, kind: Kind, name: str) -> Path:
         """Where the folder of that name lies until it is finished."""
-        return self.home / _FOLDERS[kind] / ".partial" / name
+        return self.home / FOLDERS[kind] / ".partial" / name
 
     def find(self, kind: Kind, name: str) -> Manifest | None:
         """The manifest of a finished, undamaged folder; `None` where there is none, or where its files were pruned.
@@ -115,7 +126,7 @@ class ArtifactStore:
 
     def locate(self, name: str) -> Path | None:
         """The finished folder of that name, whatever it holds."""
-        places = [self.folder(kind, name) for kind in _FOLDERS]
+        places = [self.folder(kind, name) for kind in FOLDERS]
         return next((path for path in places if (path / MANIFEST).exists()), None)
 
     def discard_partial(self, kind: Kind, name: str) -> None:
@@ -178,6 +189,21 @@ class ArtifactStore:
                 if not folder.name.startswith("."):
                     with suppress(OSError):  # none there, or just moved away
                         yield folder.name, os.stat(f"{folder.path}/{MANIFEST}")  # noqa: PTH116 - thrice as fast
+
+    def note_use(self, kind: Kind, name: str) -> None:
+        """Note that a finished folder is taken now, where that decides how long it stays here."""
+        if self.remote:
+            mark = self._use(kind, name)
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+
+    def last_use(self, kind: Kind, name: str) -> float:
+        """When a finished folder was last taken, or else made: seconds since 1970."""
+        mark = self._use(kind, name)
+        return (mark if mark.exists() else self.folder(kind, name) / MANIFEST).stat().st_mtime
+
+    def _use(self, kind: Kind, name: str) -> Path:
+        return self.home / ".cache" / "used" / f"{kind}-{name}"
 
     def newest_first(self, kind: Kind, wanted: Callable[[str], bool] = bool) -> list[Path]:
         """The finished folders of a kind whose names are wanted, by the time that they were made."""

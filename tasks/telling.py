@@ -54,6 +54,13 @@ class Teller:
         self._step = ""
         self._log: Path | None = None
         self._alarms: list[Alarm] = []
+        self.checking: Callable[[], None] = lambda: None
+        """Called at each report; what it raises stops the stage."""
+
+    def warn(self, what: str) -> None:
+        """Something went wrong that does not stop the stage."""
+        self._say("warning", what)
+        announce(Progress(stage=self.name, phase=f"warning: {what}"))
 
     def waiting(self, what: str) -> None:
         """Another process makes the same thing, or all places to compute in are taken."""
@@ -82,6 +89,7 @@ class Teller:
 
     def report(self, said: dict[str, Any]) -> None:
         """The training process says where it stands."""
+        self.checking()
         progress = Progress(stage=self.name, **said)
         announce(progress)
         self._step = _step(progress)

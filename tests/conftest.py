@@ -18,11 +18,15 @@ from models.run import RunRecord
 from settings.machine import Machine
 from settings.settings import Settings
 from tasks.execution import Execution
+from tasks.remote.objects import ObjectStore
+from tasks.remote.remote import Remote
 from tasks.store import ArtifactStore
 from tests.faults import SETTINGS, STEPS, Scene
 from tests.folders import family
+from tests.object_server import BUCKET, ObjectServer
 from tests.operating import Place
 from tests.published import Shelf
+from tests.remotes import LEASE_SECONDS
 from tests.tiny import build_tiny_model, run_align, tiny_recipe, write_tiny_data
 
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
@@ -38,6 +42,7 @@ def pytest_configure() -> None:
     for name in [name for name in os.environ if name.startswith("ALIGN_")]:
         del os.environ[name]
     os.environ.update(_OFFLINE, ALIGN_QUEUE=tempfile.mkdtemp(prefix="align-queue-"))  # nobody else's work is waited for
+    os.environ["TRACKIO_DIR"] = f"{os.environ['ALIGN_QUEUE']}/trackio"  # read when it is imported, which TRL does
     Settings.model_config["env_file"] = None
 
 
@@ -192,3 +197,42 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     assert done.returncode == 0, done.stderr
     yield place
     place.align("down")
+
+
+@pytest.fixture(scope="module")
+def object_server() -> Iterator[ObjectServer]:
+    """An S3 server, which this process's clients ask."""
+    server = ObjectServer()
+    server.start()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
+    server.kill()
+
+
+@pytest.fixture(params=[pytest.param("s3", marks=pytest.mark.slow), "file"])
+def objects(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
+    """An empty place in each kind of remote."""
+    if request.param == "file":
+        return ObjectStore((tmp_path / "share").as_uri())
+    request.getfixturevalue("object_server")
+    return ObjectStore(f"s3://{BUCKET}/{tmp_path.name}")
+
+
+@pytest.fixture
+def remote(objects: ObjectStore) -> Remote:
+    """A remote whose leases are short."""
+    return Remote(objects, LEASE_SECONDS)
+
+
+@pytest.fixture
+def here(tmp_path: Path, remote: Remote) -> ArtifactStore:
+    """The artifact root of one machine."""
+    return ArtifactStore(tmp_path / "here", remote)
+
+
+@pytest.fixture
+def there(tmp_path: Path, remote: Remote) -> ArtifactStore:
+    """The artifact root of another machine."""
+    return ArtifactStore(tmp_path / "there", remote)

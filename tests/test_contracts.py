@@ -180,6 +180,9 @@ def test_a_reward_model_counts_where_the_rewards_ask_for_it() -> None:
 
 
 SETTINGS: dict[str, Any] = {
+    "remote": "s3://bucket/prefix",
+    "cache_bytes": 10**9,
+    "remote_lease_seconds": 60.0,
     "judge_url": "http://localhost:8000/v1",
     "judge_api_key": "secret",
     "home": Path("/elsewhere"),
@@ -198,6 +201,12 @@ SETTINGS: dict[str, Any] = {
     "report_to": ("tensorboard",),
     "notify": ("slack-webhook/team",),
     "queue": Path("elsewhere"),
+    "vllm": "colocate",  # that it generates is in GRPO's, see test_vllm.py
+    "vllm_server_url": "http://localhost:8000",
+    "vllm_gpu_memory_utilization": 0.5,
+    "vllm_tensor_parallel_size": 2,
+    "vllm_max_model_length": 1024,
+    "vllm_sleep": True,
 }
 
 

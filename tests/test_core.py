@@ -35,9 +35,9 @@ from tasks.core.scoring import Dialog, dialog, divergences, log_likelihoods
 from tasks.core.sft import sft_arguments
 from tasks.core.statistics import mean_reward, proportion
 from tasks.core.trainer import Report, Workspace
-from tasks.data.rows import Role, check_rows, digest
-from tasks.data.snapshot import write_rows as write_snapshot
+from tasks.data.formats.reading import Role
 from tasks.files import file_digest
+from tests.prepared import frozen
 from tests.tiny import PROMPTS, build_tiny_model, write_rows
 
 slow = pytest.mark.slow
@@ -48,15 +48,6 @@ BATCH = 8
 
 def silent(report: Any) -> None:
     """Listen to no report."""
-
-
-def snapshot(folder: Path, source: DatasetSource, role: Role) -> Dataset:
-    """The rows of a source as a dataset's folder holds them."""
-    rows = check_rows(source, role, None).rows
-    path = folder / digest(rows)[:16]
-    path.mkdir(parents=True, exist_ok=True)
-    write_snapshot(path, rows, role)
-    return Dataset(path=path, fingerprint=digest(rows), rows=len(rows), source=source.path)
 
 
 def plan(micro: int = BATCH, checkpoint_every_steps: int = 25) -> TrainingPlan:
@@ -130,7 +121,7 @@ class Laboratory:
     def rows(self, source: DatasetSource | None, role: Role) -> Dataset:
         """A snapshot of a source."""
         assert source
-        return snapshot(self.folder / "datasets", source, role)
+        return frozen(self.folder / "datasets", source, role)
 
     def stage(self, name: str, mode: str = "lora", **changes: Any) -> TrainingInput:
         """The input of a stage, with other hyperparameters where wanted."""

@@ -1,6 +1,7 @@
 """What becomes of rows that break a data rule, in files of every kind of damage, and `align data`."""
 
 import json
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ from models.recipe import Recipe
 from models.sources import BaseModelSource, DatasetSource, MixturePart
 from tasks.core.example import render_example
 from tasks.data.checking import read_tables, wanted_rows
+from tasks.data.formats.reading import Role
 from tasks.data.leakage import check_leakage
 from tasks.data.left_out import LEFT_OUT
+from tasks.data.lines import Row
 from tasks.data.preparations import Preparations
-from tasks.data.rows import Role, Row
+from tasks.data.preparing import Manner
 from tasks.data.snapshot import read_rows
+from tasks.data.tokens import tokenizer_of
 from tests.tiny import CHAT_TEMPLATE
 
 U, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
@@ -136,7 +140,8 @@ def prepared(path: Path, role: Role, model: Path | None = None, **rules: Any) ->
     limit = 256 if "too_long" in rules else None
     asked = BaseModelSource(source="folder", name=str(model)) if model else None
     cleaning = Cleaning(rules=DataRules(**rules), model=asked, max_tokens=limit)
-    ready = Preparations(path.parent / "home").make(source, wanted_rows(source, role, None, (), cleaning))
+    preparations = Preparations(path.parent / "home", Manner(workers=0))
+    ready = preparations.make(source, wanted_rows(source, role, None, (), cleaning))
     return ready.prepared, ready.folder
 
 
@@ -251,7 +256,7 @@ def test_a_mixture_adds_up_what_its_parts_hold(tmp_path: Path) -> None:
     assert len((ready.folder / LEFT_OUT).read_text().splitlines()) == 2
 
 
-def leak_recipe(folder: Path, **rules: str) -> Recipe:
+def leak_recipe(folder: Path, **rules: Any) -> Recipe:
     """Trains on one held-out prompt, and on one row that quotes another."""
     quoted = " ".join(f"quoted{number}" for number in range(14))
     write(folder / "sft.jsonl", [*GOOD["sft"], sft(prompt="leaked"), sft(prompt=f"Once more: {quoted}")])
@@ -276,6 +281,68 @@ def test_leaks_are_told_of_or_end_the_run(tmp_path: Path, leak: str, near_leak: 
         told, others = (problems, notes) if action == "error" else (notes, problems)
         assert any(said[rule] in line for line in told)
         assert not any(said[rule] in line for line in others)
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_leaks_are_left_out_of_training(tmp_path: Path, workers: int) -> None:
+    recipe = leak_recipe(tmp_path, leak="drop", near_leak="drop")
+    problems: list[str] = []
+    tables = read_tables(recipe, problems, Preparations(tmp_path / "home", Manner(workers)))
+    assert check_leakage(tables, recipe.data_rules, problems) == problems == []
+    training, heldout = tables["sft.dataset"], tables["evaluation.prompts"]
+    assert [row["prompt"][0]["content"] for row in read_rows(training.folder)] == [
+        WORDS, *(f"q {number}" for number in range(20))
+    ]  # fmt: skip
+    assert heldout.check.rows == 2
+    assert [(each.rule, each.action, each.rows) for each in training.check.problems] == [
+        ("leak", "drop", 1), ("near_leak", "drop", 1)
+    ]  # fmt: skip
+    listed = [json.loads(line) for line in (training.folder / LEFT_OUT).read_text().splitlines()]
+    assert [(each["rule"], each["place"]) for each in listed] == [
+        ("leak", f"{tmp_path}/sft.jsonl: line 22"), ("near_leak", f"{tmp_path}/sft.jsonl: line 23")
+    ]  # fmt: skip
+    assert "column 'prompt': 'leaked' is a held-out prompt" in listed[0]["reason"]
+    assert "shares 13 words in a row with a held-out one, 'quoted0 quoted1" in listed[1]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("rules", "rows", "problem"),
+    [
+        ({"leak": "drop"}, 22, ""),
+        ({"leak": "keep", "near_leak": "drop"}, 22, ""),
+        ({"leak": "drop", "max_dropped": 0.01}, 0, "sft.dataset: {0}/sft.jsonl: line 22: column 'prompt': 'leaked'"),
+        ({"leak": "error", "near_leak": "drop"}, 22, "evaluation.prompts: 1 of 2 held-out prompts"),
+    ],
+)
+def test_each_leak_has_its_own_rule(tmp_path: Path, rules: dict[str, Any], rows: int, problem: str) -> None:
+    recipe = leak_recipe(tmp_path, **rules)
+    problems: list[str] = []
+    tables = read_tables(recipe, problems, Preparations(tmp_path / "home", Manner(workers=0)))
+    check_leakage(tables, recipe.data_rules, problems)
+    assert (tables["sft.dataset"].check.rows if rows else 0) == rows
+    assert "\n".join(problems).startswith(problem.format(tmp_path))
+    assert bool(problems) == bool(problem)
+
+
+def test_what_is_wrong_with_held_out_rows_is_told_at_their_place(tmp_path: Path) -> None:
+    recipe = leak_recipe(tmp_path, leak="drop")
+    (tmp_path / "heldout.jsonl").write_text("{")
+    problems: list[str] = []
+    tables = read_tables(recipe, problems, Preparations(tmp_path / "home", Manner(workers=0)))
+    assert [*tables] == ["sft.dataset"]
+    (problem,) = problems
+    assert problem.startswith("evaluation.prompts: ")
+
+
+def test_a_mixture_keeps_its_shares_without_leaks(tmp_path: Path) -> None:
+    recipe = leak_recipe(tmp_path, leak="drop")
+    write(tmp_path / "other.jsonl", [sft(prompt=f"other {number}") for number in range(30)])
+    parts = [{"path": str(tmp_path / "sft.jsonl")}, {"path": str(tmp_path / "other.jsonl")}]
+    asked = recipe.model_dump(mode="json") | {"sft": {"dataset": {"mixture": parts}}}
+    tables = read_tables(Recipe.model_validate(asked), [], Preparations(tmp_path / "home", Manner(workers=0)))
+    found = tables["sft.dataset"].check
+    assert [(part.available, part.rows) for part in found.parts] == [(22, 22), (30, 22)]
+    assert {each.rule: each.rows for each in found.problems if each.action == "drop"} == {"leak": 1}
 
 
 def test_a_good_file_is_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -305,7 +372,15 @@ def test_a_file_that_serves_nothing_is_said_to(tmp_path: Path, capsys: pytest.Ca
     assert all("columns found: 'x'" in role["refused"] for role in json.loads(capsys.readouterr().out)["roles"])
 
 
-@pytest.mark.parametrize("arguments", [["none.jsonl"], ["rows.jsonl", "--model", "nowhere/at/all"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["none.jsonl"],
+        ["rows.jsonl", "--model", "nowhere/at/all"],
+        ["rows.jsonl", "--model_revision", "v1"],
+        ["rows.jsonl", "--model", ".", "--model_revision", "v1"],
+    ],
+)
 def test_what_is_not_there_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
@@ -329,6 +404,22 @@ def test_a_model_measures_and_shows_the_first_row(
     assert example["eos_trained"]
     assert example["generation_prompt"]
     assert not example["bos_doubled"]
+
+
+def test_a_hub_models_tokenizer_is_that_of_its_revision(
+    tmp_path: Path, hub: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub["/api/models/org/model/revision/v1"] = {"id": "org/model", "sha": "c" * 40}
+    asked: list[tuple[str, str]] = []
+
+    def snapshot_download(name: str, revision: str, allow_patterns: list[str]) -> str:
+        asked.append((name, revision))
+        assert not any(fnmatch("model.safetensors", pattern) for pattern in allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert tokenizer_of(BaseModelSource(source="hub", name="org/model", revision="v1")) == tmp_path
+    assert asked == [("org/model", "c" * 40)]
 
 
 BOS = "<|im_start|>"

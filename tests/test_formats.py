@@ -10,22 +10,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.errors import InputError
+from models.fingerprint import canonical_json
 from models.sources import Columns, DatasetSource, FormatName
 from tasks.data.formats.format import Format
 from tasks.data.formats.reading import Role
 from tasks.data.formats.recognition import recognise
 from tasks.data.problems import RowProblem
 from tasks.data.readers import Row
-from tasks.data.rows import CheckedRows, check_rows, digest
 from tasks.data.turns import Message
 from tests.forms import demonstrations, preferences, prompts
 from tests.forms.broken import BROKEN
 from tests.forms.choices import AMBIGUOUS, MAPPED, UNKNOWN
-from tests.forms.real import REAL
-from tests.forms.rows import completion, pair, reply, said, turns
+from tests.forms.rows import completion, pair, said, turns
+from tests.prepared import Sourced, digest, sourced
 
 QUICKSTART = Path(__file__).parents[1] / "settings" / "quickstart"
-SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 ROLES: tuple[Role, ...] = get_args(Role)
 TABLES: dict[Role, dict[str, tuple[FormatName, Row, Row, list[str]]]] = {
     "sft": demonstrations.FORMS,
@@ -47,9 +46,9 @@ def known(rows: list[Row], role: Role, **keys: Any) -> Format:
     return recognise(rows, role, source(**keys))
 
 
-def check(path: Path, role: Role, **keys: Any) -> CheckedRows:
-    """The checked rows of a file."""
-    return check_rows(source(**keys).model_copy(update={"path": str(path)}), role, None)
+def check(path: Path, role: Role, **keys: Any) -> Sourced:
+    """The rows of a file."""
+    return sourced(source(**keys).model_copy(update={"path": str(path)}), role)
 
 
 def written(path: Path, rows: list[Row]) -> Path:
@@ -194,8 +193,8 @@ LABELLED: list[Row] = [
 def test_labelled_replies_become_pairs_whatever_their_order(tmp_path: Path, step: int) -> None:
     checked = check(written(tmp_path / "a.jsonl", LABELLED[::step]), "preference")
     assert checked.rows == [pair("a", "good 1", "bad 1"), pair("a", "good 2", "bad 2")]
-    assert (checked.unpaired, checked.duplicates) == (4, 0)
-    assert "a good and a bad reply to one prompt are a pair" in checked.recognised
+    assert (checked.found.unpaired, checked.found.duplicates) == (4, 0)
+    assert "a good and a bad reply to one prompt are a pair" in checked.found.recognised
 
 
 def test_labelled_conversations_become_pairs(tmp_path: Path) -> None:
@@ -229,12 +228,12 @@ BEST_AND_WORST = [pair("a", "best", "worst"), pair(said("a", "best", "and?"), "y
 @pytest.mark.parametrize("step", [1, -1])
 def test_trees_of_rows_give_the_best_and_the_worst_reply(tmp_path: Path, step: int) -> None:
     checked = check(written(tmp_path / "a.jsonl", FLAT[::step]), "preference")
-    assert sorted(checked.rows, key=str) == sorted(BEST_AND_WORST, key=str)
-    assert checked.unpaired == 4
+    assert sorted(checked.rows, key=canonical_json) == sorted(BEST_AND_WORST, key=canonical_json)
+    assert checked.found.unpaired == 4
 
 
 def test_two_messages_of_one_id_are_refused_and_a_repeated_one_is_not(tmp_path: Path) -> None:
-    assert check(written(tmp_path / "a.jsonl", [*FLAT, FLAT[2]]), "preference").unpaired == 4
+    assert check(written(tmp_path / "a.jsonl", [*FLAT, FLAT[2]]), "preference").found.unpaired == 4
     with pytest.raises(InputError, match="two messages are '3'; messages of a tree need ids of their own"):
         check(written(tmp_path / "b.jsonl", [*FLAT, {**FLAT[2], "text": "other"}]), "preference")
 
@@ -252,7 +251,21 @@ def test_whole_trees_give_the_same(tmp_path: Path) -> None:
 
     rows = [{"message_tree_id": own, "prompt": nested(own)} for own in ("1", "8")]
     checked = check(written(tmp_path / "a.jsonl", rows), "preference")
-    assert sorted(checked.rows, key=str) == sorted(BEST_AND_WORST, key=str)
+    assert sorted(checked.rows, key=canonical_json) == sorted(BEST_AND_WORST, key=canonical_json)
+
+
+def test_each_instance_of_a_self_instruct_task_is_a_row(tmp_path: Path) -> None:
+    instances = [{"input": "b", "output": "c"}, {"input": "", "output": "d"}]
+    rows: list[Row] = [{"instruction": "a", "instances": instances}, {"instruction": "e", "instances": instances[:1]}]
+    found = check(written(tmp_path / "a.jsonl", rows), "sft")
+    assert found.rows == [completion("a\n\nb", "c"), completion("a", "d"), completion("e\n\nb", "c")]
+    assert found.found.read == 2
+    assert [row["prompt"] for row in check(tmp_path / "a.jsonl", "prompts").rows] == [
+        said("a\n\nb"), said("a"), said("e\n\nb")
+    ]  # fmt: skip
+    rows[1] = {"instruction": "a", "instances": [*instances, {"input": "x"}]}
+    with pytest.raises(InputError, match=r"a\.jsonl: line 2, instance 3: column 'instances\.output': got null"):
+        check(written(tmp_path / "a.jsonl", rows), "sft")
 
 
 # The digest of each shipped file in each role that can read it, as version 0.1 gives it: checkpoints are named by it.
@@ -270,38 +283,7 @@ DIGESTS = {
 
 @pytest.mark.parametrize(("name", "role"), DIGESTS)
 def test_the_quickstarts_rows_are_what_they_were(name: str, role: Role) -> None:
-    assert digest(check(QUICKSTART / f"{name}.jsonl", role).rows) == DIGESTS[name, role]
-
-
-@pytest.mark.parametrize("role", ROLES)
-@pytest.mark.parametrize("name", REAL)
-def test_real_files_are_recognised_or_refused(name: str, role: Role) -> None:
-    if not (SHARED / name).exists():
-        pytest.skip("the real data is not here")
-    expected = REAL[name][ROLES.index(role)]
-    if isinstance(expected, str):
-        with pytest.raises(InputError, match=expected):
-            check(SHARED / name, role)
-    else:
-        key, rows = expected
-        assert len(check(SHARED / name, role, format=key).rows) == rows
-        assert digest(check(SHARED / name, role).rows) == digest(check(SHARED / name, role, format=key).rows)
-
-
-@pytest.mark.skipif(not SHARED.exists(), reason="the real data is not here")
-def test_every_real_file_is_tried() -> None:
-    files = {f"{file.parent.name}/{file.name}" for file in SHARED.glob("*/*") if file.suffix in {".json", ".jsonl"}}
-    assert files == set(REAL)
-
-
-@pytest.mark.skipif(not SHARED.exists(), reason="the real data is not here")
-def test_real_files_are_read_by_a_mapping() -> None:
-    solutions = {"prompt": "question", "completion": "175b_verification.solution"}
-    found = check(SHARED / "gsm8k" / "example_model_solutions.jsonl", "sft", columns=solutions)
-    assert found.rows[0]["completion"][0]["content"].endswith("A: 18")
-    persona = {"chosen": "answer_matching_behavior", "rejected": "answer_not_matching_behavior"}
-    path = SHARED / "anthropic_evals" / "persona_agreeableness.jsonl"
-    assert check(path, "preference", columns=persona).rows[0]["chosen"] == reply(" Yes")
+    assert check(QUICKSTART / f"{name}.jsonl", role).found.rows_sha256 == DIGESTS[name, role]
 
 
 VALUES = st.recursive(
@@ -338,7 +320,7 @@ NAMES = sorted(
 ROWS = st.dictionaries(st.sampled_from(NAMES), CELLS, max_size=7)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(
     rows=st.lists(ROWS, min_size=1, max_size=3),
     role=st.sampled_from(ROLES),
@@ -385,7 +367,7 @@ def spellings(asked: list[str]) -> dict[str, Row]:
     }
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=50)
 @given(asked=st.lists(TEXTS, min_size=2, max_size=6).filter(lambda texts: len(texts) % 2 == 0))
 def test_every_character_survives_every_spelling(asked: list[str]) -> None:
     normal = completion(said(*asked[:-1]), asked[-1])

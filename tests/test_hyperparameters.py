@@ -24,8 +24,8 @@ from tasks.core.reward import reward_arguments
 from tasks.core.sft import sft_arguments
 from tasks.core.verifiers import VERIFIERS
 from tasks.data.checking import wanted_rows
+from tasks.data.formats.reading import Role
 from tasks.data.preparations import Preparations
-from tasks.data.rows import Role
 from tests.test_contracts import EVALUATION, INPUTS, REWARD_CHANGES
 from tests.tiny import variations
 

@@ -9,7 +9,7 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributed.fsdp import CPUOffloadPolicy
-from torch.distributed.fsdp.fully_sharded_data_parallel import StateDictType
+from torch.distributed.fsdp.api import StateDictType
 from trl import DPOConfig, GRPOConfig, RewardConfig, SFTConfig
 
 from models.errors import InputError
@@ -23,7 +23,7 @@ from tasks.child_main import ChildOptions
 from tasks.core.plan import TrainingPlan
 from tasks.core.ranks import any_of_all, distribution_arguments, whole_state
 from tasks.execution import Execution, stages_at_once
-from tasks.launch import asked_launch, check_batch, launch_problems, meeting
+from tasks.launch import check_batch, launch_problems, meeting
 from tasks.queue import Queue, is_admitted
 from tests.test_contracts import INPUTS
 from tests.test_hyperparameters import arguments
@@ -44,36 +44,32 @@ def execution(device: str = "cuda", threads: int = 8, **settings: Any) -> Execut
 
 
 def test_each_process_is_told_of_the_group() -> None:
-    group = Launch(processes=4, machines=2, machine_rank=1, main_address="node0", main_port=29500)
-    assert group.environment(2) == {
-        "RANK": "6",
+    assert Launch(processes=4, port=29500).environment(2) == {
+        "RANK": "2",
         "LOCAL_RANK": "2",
-        "WORLD_SIZE": "8",
+        "WORLD_SIZE": "4",
         "LOCAL_WORLD_SIZE": "4",
-        "MASTER_ADDR": "node0",
+        "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": "29500",
     }
     assert Launch().environment(0) == {}
 
 
 def test_settings_ask_for_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = {"PROCESSES": "4", "MACHINES": "2", "MACHINE_RANK": "1", "MAIN_ADDRESS": "node0:29500", "SHARDING": "fsdp2"}
-    for name, value in asked.items():
-        monkeypatch.setenv(f"ALIGN_{name}", value)
+    monkeypatch.setenv("ALIGN_PROCESSES", "4")
+    monkeypatch.setenv("ALIGN_SHARDING", "fsdp2")
     settings = load_settings()
-    group = Launch(processes=4, machines=2, machine_rank=1, main_address="node0", main_port=29500)
-    assert (asked_launch(settings), settings.sharding) == (group, "fsdp2")
-    assert meeting(group) == group
-    monkeypatch.setenv("ALIGN_MAIN_ADDRESS", "node0")
-    with pytest.raises(InputError, match="ALIGN_MAIN_ADDRESS"):
+    assert (settings.processes, settings.sharding) == (4, "fsdp2")
+    monkeypatch.setenv("ALIGN_SHARDING", "fsdp")
+    with pytest.raises(InputError, match="ALIGN_SHARDING"):
         load_settings()
 
 
-def test_one_machines_processes_meet_on_a_free_port() -> None:
+def test_processes_meet_on_a_free_port() -> None:
     met = meeting(Launch(processes=2))
-    assert met.main_address == "127.0.0.1"
-    assert met.main_port > 0
-    assert meeting(Launch()).main_port == 0
+    assert met.port > 0
+    assert meeting(met) == met
+    assert meeting(Launch()).port == 0
 
 
 @given(st.integers(1, 512), st.sampled_from([1, 2, 3, 4, 8]), st.none() | st.integers(1, 64))
@@ -94,8 +90,8 @@ def test_processes_share_the_batch_equally(batch: int, processes: int, largest: 
 @pytest.mark.parametrize(
     ("batch", "processes", "divides"),
     [
-        (10, 4, "use 2 or 1 in all (ALIGN_PROCESSES), or batch_size=8 or 12, "),
-        (3, 8, "use 3 or 1 in all (ALIGN_PROCESSES), or batch_size=8, "),
+        (10, 4, "use 2 or 1 (ALIGN_PROCESSES), or batch_size=8 or 12, "),
+        (3, 8, "use 3 or 1 (ALIGN_PROCESSES), or batch_size=8, "),
     ],
 )
 def test_what_would_divide_is_named(batch: int, processes: int, divides: str) -> None:
@@ -108,7 +104,7 @@ def test_what_would_divide_is_named(batch: int, processes: int, divides: str) ->
 @pytest.mark.parametrize("stage", INPUTS.values(), ids=list(INPUTS))
 def test_fingerprints_do_not_depend_on_processes(stage: Any) -> None:
     told = str(stage.identity())
-    assert not [name for name in ("processes", "machines", "sharding", "per_device") if name in told]
+    assert not [name for name in ("processes", "sharding", "per_device") if name in told]
 
 
 def plan(sharding: Sharding, processes: int = 2, device: str = "cuda", **changes: Any) -> TrainingPlan:
@@ -174,6 +170,12 @@ WRONG: list[tuple[dict[str, Any], Machine, bool, str]] = [
         False,
         "2 processes need as many accelerators; there is: 1 mps",
     ),
+    (
+        {"processes": 3, "vllm": "colocate", "vllm_tensor_parallel_size": 2},
+        machine(),
+        False,
+        "ALIGN_VLLM_TENSOR_PARALLEL_SIZE: 2 does not divide the 3 processes",
+    ),
     ({"processes": 2, "sharding": "fsdp2"}, machine("cpu", 0), False, "'fsdp2' needs CUDA devices, and this is a cpu"),
     ({"processes": 2, "sharding": "zero2"}, machine(), False, "pip install 'alignment-pipeline[deepspeed]'"),
     (
@@ -182,8 +184,6 @@ WRONG: list[tuple[dict[str, Any], Machine, bool, str]] = [
         True,
         "4-bit weights cannot be trained with ALIGN_SHARDING",
     ),
-    ({"machines": 2, "machine_rank": 2}, machine(), False, "ALIGN_MACHINE_RANK: 2 is not one of the 2 machines"),
-    ({"machines": 2}, machine(), False, "ALIGN_MAIN_ADDRESS: more than one machine"),
 ]
 
 

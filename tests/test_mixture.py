@@ -13,11 +13,12 @@ from models.preparation import Prepared
 from models.sources import DatasetSource
 from tasks.data import mixing
 from tasks.data.conversion import Wanted
+from tasks.data.lines import Row
 from tasks.data.located import locate
 from tasks.data.mixing import mix
 from tasks.data.preparing import Manner, prepare
-from tasks.data.rows import Row, digest
 from tasks.data.snapshot import read_rows
+from tests.prepared import digest
 from tests.tiny import write_rows
 
 

@@ -15,9 +15,9 @@ from tasks.core.loading import load_policy, load_scorer, load_tokenizer, trainin
 from tasks.core.rendering import refuse_unshown_tools, rendered
 from tasks.core.scoring import dialog
 from tasks.data.formats.reading import Role
-from tasks.data.rows import Row, check_rows, digest
+from tasks.data.lines import Row
 from tasks.data.snapshot import read_rows
-from tasks.data.snapshot import write_rows as write_snapshot
+from tests import prepared
 from tests.tiny import write_rows
 
 TEMPLATE = (
@@ -61,10 +61,8 @@ def tokenizer(tiny_model: Path) -> PreTrainedTokenizerBase:
 
 
 def frozen(folder: Path, rows: list[Row], role: Role) -> Dataset:
-    """The rows in normal form as a snapshot."""
-    normal = check_rows(DatasetSource(path=str(write_rows(folder / "source.jsonl", rows))), role, None).rows
-    write_snapshot(folder, normal, role)
-    return Dataset(path=folder, fingerprint=digest(normal), rows=len(normal), source="source.jsonl")
+    """A snapshot of the rows."""
+    return prepared.frozen(folder, DatasetSource(path=str(write_rows(folder / "source.jsonl", rows))), role)
 
 
 def snapshot_rows(dataset: Dataset) -> list[Row]:

@@ -25,23 +25,23 @@ from tasks.core.loading import training_dataset
 from tasks.core.plan import TrainingPlan
 from tasks.core.trl_rewards import trl_reward
 from tasks.data.checking import read_tables
+from tasks.data.lines import Row
 from tasks.data.preparations import Preparations
-from tasks.data.rows import Row, check_rows, digest
-from tasks.data.snapshot import write_rows as write_snapshot
+from tests import prepared
 from tests.tiny import PROMPTS, answer, tiny_recipe, write_rows
 
 
-def checked(folder: Path, rows: list[dict[str, Any]], *rules: Reward | Verifier) -> list[Row]:
-    source = DatasetSource(path=str(write_rows(folder / "rows.jsonl", rows)))
-    return check_rows(source, "prompts", None, rules).rows
+def written(folder: Path, rows: list[Row]) -> DatasetSource:
+    return DatasetSource(path=str(write_rows(folder / "rows.jsonl", rows)))
 
 
-def frozen(folder: Path, rows: list[Row]) -> Dataset:
-    """The rows as a snapshot, in a folder of its own beside what they were read from."""
-    frozen = folder / "snapshot"
-    frozen.mkdir()
-    write_snapshot(frozen, rows, "prompts")
-    return Dataset(path=frozen, fingerprint=digest(rows), rows=len(rows), source="rows.jsonl")
+def checked(folder: Path, rows: list[Row], *rules: Reward | Verifier) -> list[Row]:
+    return prepared.sourced(written(folder, rows), "prompts", rules=rules).rows
+
+
+def frozen(folder: Path, rows: list[Row], *rules: Reward | Verifier) -> Dataset:
+    """A snapshot of the rows, in a folder of its own beside what they were read from."""
+    return prepared.frozen(folder / "snapshots", written(folder, rows), "prompts", rules)
 
 
 def test_further_columns_are_kept_where_they_have_a_value(tmp_path: Path) -> None:
@@ -53,15 +53,14 @@ def test_further_columns_are_kept_where_they_have_a_value(tmp_path: Path) -> Non
 def test_values_without_a_form_in_json_are_kept_as_text_or_left_out(tmp_path: Path) -> None:
     row = {"prompt": "a", "day": date(2024, 2, 29), "price": Decimal("1.50"), "image": b"\x00", "odd": float("nan")}
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "rows.parquet")
-    rows = check_rows(DatasetSource(path=str(tmp_path / "rows.parquet")), "prompts", None).rows
+    rows = prepared.sourced(DatasetSource(path=str(tmp_path / "rows.parquet")), "prompts").rows
     assert rows[0]["extra"] == {"day": "2024-02-29", "price": "1.50"}
 
 
 def test_columns_of_many_shapes_survive_arrow(tmp_path: Path) -> None:
     shapes: list[Any] = [4, "four", [1, "a"], {"deep": [None, {}]}, None]
-    rows = checked(tmp_path, [{"prompt": str(at), "answer": "a", "odd": shape} for at, shape in enumerate(shapes)])
-    (tmp_path / "snapshot").mkdir()
-    made = training_dataset(frozen(tmp_path / "snapshot", rows), ("prompt", "answer", "kind", "extra"))
+    rows = [{"prompt": str(at), "answer": "a", "odd": shape} for at, shape in enumerate(shapes)]
+    made = training_dataset(frozen(tmp_path, rows), ("prompt", "answer", "kind", "extra"))
     assert [unpacked(row)["odd"] for row in made] == shapes
     assert set(unpacked(made[0])) == {"prompt", "answer", "kind", "odd"}
 
@@ -181,7 +180,7 @@ def test_training_hands_every_column_to_every_reward(tmp_path: Path, tiny_model:
     ]
     rows[3]["further"] = {"deep": [1, "a"]}
     grpo = GRPO.model_validate(asked | {"max_completion_length": 8})
-    snapshot = frozen(tmp_path, checked(tmp_path, rows, *grpo.rewards))
+    snapshot = frozen(tmp_path, rows, *grpo.rewards)
     policy = Checkpoint(path=tiny_model, fingerprint="0" * 64, stage="sft", precision="fp32")
     stage = GRPOInput(hyperparameters=grpo, policy=policy, dataset=snapshot, seed=1, precision="fp32")
     plan = TrainingPlan(device="cpu", per_device_train_batch_size=4, gradient_accumulation_steps=1)

@@ -121,5 +121,5 @@ def test_a_function_alone_may_fail_and_no_completion_then_moves_the_policy(tmp_p
 
 def workers() -> list[int]:
     """Functions' processes that this test has left behind."""
-    mine = psutil.Process().children(recursive=True)
+    mine = [each for each in psutil.Process().children(recursive=True) if each.status() != psutil.STATUS_ZOMBIE]
     return [each.pid for each in mine if "tasks.core.reward_worker" in " ".join(each.cmdline())]

@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 
 from models.errors import InputError
 from models.sources import DatasetSource
-from tasks.data.rows import CheckedRows, Role, Row, check_rows, digest, read_rows
+from tasks.data.formats.reading import Role
+from tasks.data.lines import Row
+from tests.prepared import Sourced, digest, sourced
 
 
 def user(content: str) -> dict[str, str]:
@@ -36,9 +38,9 @@ def system(content: str) -> dict[str, str]:
     return {"role": "system", "content": content}
 
 
-def check(path: Path | str, role: Role, system_prompt: str | None = None, **keys: Any) -> CheckedRows:
-    """The checked rows of a path."""
-    return check_rows(DatasetSource(path=str(path), **keys), role, system_prompt)
+def check(path: Path | str, role: Role, system_prompt: str | None = None, **keys: Any) -> Sourced:
+    """The rows of a path."""
+    return sourced(DatasetSource(path=str(path), **keys), role, system_prompt)
 
 
 def write_jsonl(path: Path, rows: list[Any]) -> None:
@@ -148,21 +150,24 @@ GOOD: dict[str, tuple[Role, list[Row], list[Row]]] = {
 }
 
 
-@pytest.mark.parametrize("zipped", [False, True], ids=["plain", "gzip"])
 @pytest.mark.parametrize("file", WRITERS)
 @pytest.mark.parametrize("form", GOOD)
-def test_every_format_gives_the_same_normal_form(tmp_path: Path, form: str, file: str, *, zipped: bool) -> None:
+def test_every_format_gives_the_same_normal_form(tmp_path: Path, form: str, file: str) -> None:
     role, rows, expected = GOOD[form]
     path = tmp_path / file
     WRITERS[file](path, rows)
-    if zipped:
-        packed = path.with_name(path.name + ".gz")
-        packed.write_bytes(gzip.compress(path.read_bytes()))
-        path = packed
     checked = check(path, role)
     assert checked.rows == expected
-    assert checked.duplicates == 0
-    assert digest(checked.rows) == digest(expected)
+    assert checked.found.duplicates == 0
+    assert checked.found.rows_sha256 == digest(expected)
+
+
+@pytest.mark.parametrize("file", WRITERS)
+def test_packed_files_are_read_as_they_were(tmp_path: Path, file: str) -> None:
+    role, rows, expected = GOOD["preference"]
+    WRITERS[file](tmp_path / file, rows)
+    (tmp_path / f"{file}.gz").write_bytes(gzip.compress((tmp_path / file).read_bytes()))
+    assert check(tmp_path / f"{file}.gz", role).rows == expected
 
 
 @pytest.mark.parametrize(
@@ -181,10 +186,15 @@ def test_answers_become_texts(tmp_path: Path, answer: object, expected: list[str
     assert check(tmp_path / "a.jsonl", "prompts").rows[0]["answer"] == expected
 
 
-def test_digest_depends_on_content_and_order() -> None:
-    first, second = {"prompt": "a", "kind": "b"}, {"kind": "ü", "prompt": "c"}
-    assert digest([first, second]) == digest([dict(reversed(first.items())), second])
-    assert len({digest(rows) for rows in ([first], [second], [first, second], [second, first], [])}) == 5
+def test_a_snapshot_is_its_rows_content_and_order(tmp_path: Path) -> None:
+    first, second = {"prompt": "a", "completion": "b"}, {"completion": "ü", "prompt": "c"}
+
+    def identity(*rows: Row) -> str:
+        write_jsonl(tmp_path / "a.jsonl", [*rows])
+        return check(tmp_path / "a.jsonl", "sft").found.rows_sha256
+
+    assert identity(first, second) == identity(dict(reversed(first.items())), second)
+    assert len({identity(*rows) for rows in ([first], [second], [first, second], [second, first])}) == 4
 
 
 def test_system_prompt_goes_where_there_is_none(tmp_path: Path) -> None:
@@ -200,7 +210,7 @@ def test_duplicates_are_dropped_counted_and_order_is_kept(tmp_path: Path) -> Non
     write_jsonl(tmp_path / "a.jsonl", rows)
     checked = check(tmp_path / "a.jsonl", "sft")
     assert [row["prompt"][0]["content"] for row in checked.rows] == ["a", "b", "c"]
-    assert checked.duplicates == 4
+    assert checked.found.duplicates == 4
 
 
 def test_folder_is_read_in_order_of_names_up_to_max_rows(tmp_path: Path) -> None:
@@ -223,7 +233,7 @@ def test_byte_order_mark_carriage_returns_and_misnamed_gzip_are_read(tmp_path: P
     (tmp_path / "a.jsonl").write_bytes(content)
     (tmp_path / "b.jsonl").write_bytes(gzip.compress(content))
     (tmp_path / "c.jsonl.gz").write_bytes(content)
-    assert len({digest(check(tmp_path / name, "sft").rows) for name in ("a.jsonl", "b.jsonl", "c.jsonl.gz")}) == 1
+    assert len({check(tmp_path / name, "sft").found.rows_sha256 for name in ("a.jsonl", "b.jsonl", "c.jsonl.gz")}) == 1
     (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbfprompt,completion\r\na,b\r\n\r\nc,d\r\n")
     assert len(check(tmp_path / "a.csv", "sft").rows) == 2
 
@@ -231,20 +241,6 @@ def test_byte_order_mark_carriage_returns_and_misnamed_gzip_are_read(tmp_path: P
 def test_long_cells_are_read(tmp_path: Path) -> None:
     write_csv(tmp_path / "a.csv", [{"prompt": "x" * 200_000, "completion": "1"}])
     assert len(check(tmp_path / "a.csv", "sft").rows[0]["prompt"][0]["content"]) == 200_000
-
-
-def test_read_rows_names_places(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "a.jsonl", [{"x": 1}])
-    write_parquet(tmp_path / "a.parquet", [{"x": 1}])
-    assert list(read_rows(DatasetSource(path=str(tmp_path / "a.jsonl")))) == [(f"{tmp_path}/a.jsonl: line 1", {"x": 1})]
-    assert [place for place, _ in read_rows(DatasetSource(path=str(tmp_path / "a.parquet")))] == [
-        f"{tmp_path}/a.parquet: row 1"
-    ]
-    (tmp_path / "b.jsonl").write_text('{"x": 1}\n[]')
-    rows = read_rows(DatasetSource(path=str(tmp_path / "b.jsonl")))
-    next(rows)
-    with pytest.raises(InputError, match=r"b\.jsonl: line 2: the row is an array"):
-        next(rows)
 
 
 SFT = '{"prompt": "a", "completion": "b"}'
@@ -453,18 +449,19 @@ def test_bad_file_is_refused(tmp_path: Path, case: str) -> None:
     assert [fragment for fragment in fragments if fragment not in message] == []
 
 
-def test_first_three_problems_are_listed_and_the_others_counted(tmp_path: Path) -> None:
+def test_first_three_problems_of_a_rule_are_listed_and_the_others_counted(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join([SFT, "{", "[]", '{"prompt": "a"}', SFT, "7", '{"prompt": "a", "completion": 3}']))
     lines = refusal(path, "sft").splitlines()
-    assert [line.removeprefix(f"{path}: ")[:6] for line in lines[:3]] == ["line 2", "line 3", "line 4"]
-    assert lines[3:] == ["… and 2 further problems in 7 rows"]
+    assert [line.removeprefix(f"{path}: ")[:6] for line in lines[:4]] == ["line 2", "line 3", "line 6", "line 4"]
+    assert "line 7" not in "".join(lines)
+    assert lines[4:] == ["… and 1 further problem in 7 rows", "by rule: wrong_type 4, missing 1"]
 
 
-def test_what_ends_a_file_is_listed_after_its_rows(tmp_path: Path) -> None:
+def test_what_ends_a_file_is_listed_before_its_rows(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"prompt": "", "completion": "a"}\n\xff\n')
     lines = refusal(tmp_path / "a.jsonl", "sft").splitlines()
-    assert [line.partition("a.jsonl: ")[2][:6] for line in lines] == ["line 1", "line 2"]
+    assert [line.partition("a.jsonl: ")[2][:6] for line in lines] == ["line 2", "line 1"]
 
 
 def test_turns_of_either_spelling_are_read_from_csv(tmp_path: Path) -> None:
@@ -562,7 +559,7 @@ ROWS = JSON_VALUES | st.fixed_dictionaries({}, optional=dict.fromkeys(COLUMNS, C
 TEXTS = st.text(min_size=1).filter(lambda text: bool(text.strip()))
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.lists(ROWS, min_size=1, max_size=3),
     role=st.sampled_from(ROLES),
@@ -577,11 +574,11 @@ def test_any_json_is_checked_or_refused(tmp_path: Path, rows: list[Any], role: R
         assert str(path) in str(error)
         str(error).encode()
     else:
-        assert len(digest(checked.rows)) == 64
-        assert len(checked.rows) + checked.duplicates == len(rows)
+        assert checked.found.rows_sha256 == digest(checked.rows)
+        assert len(checked.rows) + checked.found.duplicates == len(rows)
 
 
-@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(prompt=TEXTS, chosen=TEXTS, file=st.sampled_from(list(WRITERS)))
 def test_text_is_unchanged(tmp_path: Path, prompt: str, chosen: str, file: str) -> None:
     WRITERS[file](tmp_path / file, [{"prompt": prompt, "chosen": chosen, "rejected": chosen + "."}])

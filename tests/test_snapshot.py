@@ -7,8 +7,9 @@ import pytest
 
 from tasks.data import snapshot
 from tasks.data.identity import canonical_line, prompt_id
-from tasks.data.rows import Row, digest
+from tasks.data.lines import Row
 from tasks.data.snapshot import ROWS, ROWS_BEFORE, Writer, read_prompt_ids, read_rows, table_bytes, write_rows
+from tests.prepared import digest
 
 USER = {"role": "user", "content": "ünïcode 🙂\r\n\u2028"}
 REPLY = [{"role": "assistant", "content": "yes"}]

@@ -1,5 +1,6 @@
 """An unchanged source is not read again, a changed one always is, and what is prepared in vain leaves nothing."""
 
+import json
 import os
 import shutil
 import time
@@ -14,25 +15,37 @@ from prefect import flow
 from models.artifacts import Dataset
 from models.errors import InputError
 from models.fingerprint import ID_LENGTH
-from models.preparation import CARD_VERSION, PartCount, Prepared, RenderedExample, SnapshotCard
+from models.preparation import CARD_VERSION, Cleaning, PartCount, Prepared, RenderedExample, SnapshotCard
+from models.recipe import Recipe
 from models.sources import DatasetSource, RowSource
 from tasks.core.hub_rows import write_hub_rows
 from tasks.data.card import read_card, write_card
-from tasks.data.checking import wanted_rows
+from tasks.data.checking import cleaning_of, read_tables, wanted_rows
 from tasks.data.conversion import Wanted
+from tasks.data.left_out import LEFT_OUT
 from tasks.data.located import Located, key_of
 from tasks.data.preparations import Preparations, Ready, hand_over, leaving_nothing
 from tasks.data.preparing import Manner
-from tasks.data.rows import check_rows, digest, snapshot_identity
 from tasks.data.snapshot import ROWS, ROWS_BEFORE, read_rows
-from tasks.dataset import _card, prepare_dataset
+from tasks.dataset import _card, _origin, prepare_dataset
 from tasks.execution import Execution
 from tasks.pruning import plan_prune
 from tasks.store import ArtifactStore
+from tests.forms.rows import completion, system
+from tests.prepared import digest
 from tests.tiny import write_rows
 
 DATA: list[dict[str, Any]] = [{"prompt": f"prompt {n}", "completion": str(n), "kind": "k"} for n in range(20)]
 SFT = Wanted("sft")
+
+
+def normal(rows: list[dict[str, Any]], *before: dict[str, str]) -> list[dict[str, Any]]:
+    """The rows in normal form, with turns before each prompt."""
+    made = [completion(row["prompt"], row["completion"], kind="k") for row in rows]
+    return [row | {"prompt": [*before, *row["prompt"]]} for row in made]
+
+
+BRIEF = normal(DATA, system("be brief"))
 
 
 @pytest.fixture
@@ -85,7 +98,7 @@ def test_only_a_changed_file_is_read_again(
     second = Preparations(tmp_path / "home").ready(source, SFT)
     assert len(reads) == 1 + reads_again
     assert (first.prepared == second.prepared) == same_rows
-    assert [*read_rows(second.folder)] == check_rows(source, "sft", None).rows
+    assert [*read_rows(second.folder)] == normal([*map(json.loads, file.read_text().splitlines())])
 
 
 def test_other_wishes_are_other_keys(file: Path) -> None:
@@ -189,6 +202,10 @@ def test_each_file_and_part_of_a_mixture_is_told(tmp_path: Path, monkeypatch: py
     assert list(card.files) == ["u/data/t.jsonl", "v/data/t.jsonl", "w/t.jsonl"]
     assert [part.revision for part in card.parts] == [None, None, None, "a" * 40, "b" * 40]
     assert asked == ["a" * 40, "b" * 40]
+    told = _origin(card, {})["mixture"]
+    assert [(part["path"], part.get("commit")) for part in told[2:]] == [
+        ("t.jsonl", None), ("org/rows", "a" * 40), ("org/rows", "b" * 40)
+    ]  # fmt: skip
     write_card(tmp_path, card, None)
     text = (tmp_path / "README.md").read_text()
     assert f"| org/rows | 3 of 9 rows, commit {'a' * 40} |\n| org/rows | 3 of 9 rows, commit {'b' * 40} |" in text
@@ -239,9 +256,9 @@ def test_what_a_killed_process_leaves_is_pruned(tmp_path: Path, file: Path) -> N
 
 
 @flow
-def freezing(source: DatasetSource, execution: Execution) -> Dataset:
+def freezing(source: DatasetSource, execution: Execution, cleaning: Cleaning | None = None) -> Dataset:
     """One dataset."""
-    wanted: Dataset = prepare_dataset.submit(source, "sft", "be brief", execution).result()
+    wanted: Dataset = prepare_dataset.submit(source, "sft", "be brief", execution, cleaning=cleaning).result()
     return wanted
 
 
@@ -252,12 +269,11 @@ def test_a_snapshot_tells_where_it_is_from(
     home = execution.settings.home
     source = DatasetSource(path=str(file), license="mit")
     made = freezing(source, execution)
-    rows = check_rows(source, "sft", "be brief").rows
-    assert [*read_rows(made.path)] == rows
+    assert [*read_rows(made.path)] == BRIEF
     card = read_card(made.path)
     assert card
     assert (card.schema_version, card.rows, card.rows_read, card.license) == (CARD_VERSION, 20, 20, "mit")
-    assert (card.digest, card.source["path"], list(card.files)) == (digest(rows), "rows.jsonl", ["rows.jsonl"])
+    assert (card.digest, card.source["path"], list(card.files)) == (digest(BRIEF), "rows.jsonl", ["rows.jsonl"])
     text = (made.path / "README.md").read_text()
     assert "# Snapshot of rows.jsonl" in text
     assert "20 of 20 read" in text
@@ -268,7 +284,7 @@ def test_a_snapshot_tells_where_it_is_from(
     assert reads == [str(file)]
     (made.path / ROWS).write_bytes(b"damaged")  # moved aside and made again
     assert freezing(source, execution).fingerprint == made.fingerprint
-    assert [*read_rows(made.path)] == rows
+    assert [*read_rows(made.path)] == BRIEF
     assert reads == [str(file)] * 2
 
     copies = DatasetSource(path=str(write_rows(tmp_path / "elsewhere" / "other.jsonl", DATA)))
@@ -277,17 +293,32 @@ def test_a_snapshot_tells_where_it_is_from(
 
 
 @pytest.mark.slow
+def test_a_snapshot_is_kept_apart_from_held_out_rows(
+    tmp_path: Path, file: Path, execution: Execution, prefect_api: None
+) -> None:
+    heldout = write_rows(tmp_path / "heldout.jsonl", [{"prompt": "prompt 7", "answer": "7"}])
+    asked = {"sft": {"dataset": {"path": str(file)}}, "evaluation": {"prompts": {"path": str(heldout)}}}
+    recipe = Recipe.model_validate(asked | {"data_rules": {"leak": "drop"}, "system_prompt": "be brief"})
+    promised = read_tables(recipe, [], Preparations(tmp_path / "check"))["sft.dataset"].check
+    made = freezing(recipe.sft.dataset, execution, cleaning_of(recipe, "sft"))
+    assert made.fingerprint == promised.fingerprint
+    assert [*read_rows(made.path)] == [*BRIEF[:7], *BRIEF[8:]]
+    (listed,) = map(json.loads, (made.path / LEFT_OUT).read_text().splitlines())
+    assert (listed["rule"], listed["place"]) == ("leak", f"{file}: line 8")
+    assert [*execution.settings.home.glob("datasets/.partial/*")] == []
+
+
+@pytest.mark.slow
 def test_a_snapshot_of_an_earlier_version_is_taken(
     tmp_path: Path, file: Path, execution: Execution, prefect_api: None
 ) -> None:
     source = DatasetSource(path=str(file))
-    rows = check_rows(source, "sft", "be brief").rows
     store = ArtifactStore(execution.settings.home)
-    name = published_before(store, rows)
+    name = published_before(store, BRIEF)
     made = freezing(source, execution)
     assert made.path.name == name
     assert not (made.path / ROWS).exists()
-    assert [*read_rows(made.path)] == rows
+    assert [*read_rows(made.path)] == BRIEF
     found = Preparations(store.home).ready(source, wanted_rows(source, "sft", "be brief", ()))
     assert (found.published, found.folder) == (True, made.path)
 
@@ -296,7 +327,7 @@ def published_before(store: ArtifactStore, rows: list[dict[str, Any]]) -> str:
     """A snapshot as earlier versions wrote it."""
     from models.fingerprint import fingerprint
 
-    identity = snapshot_identity(rows)
+    identity = {"rows_sha256": digest(rows)}
     name = fingerprint(identity)[:ID_LENGTH]
     folder = store.partial("dataset", name)
     folder.mkdir(parents=True)

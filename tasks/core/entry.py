@@ -43,6 +43,15 @@ def estimate(
     return estimate_footprints(source, location, shapes, report)
 
 
+def estimate_published(
+    architecture: dict[str, Any], shapes: tuple[StageShape, ...], report: "Report"
+) -> list[Footprint]:
+    """See `tasks.core.footprint`."""
+    from tasks.core.footprint import estimate_architecture
+
+    return estimate_architecture(architecture, shapes, report)
+
+
 def fetch_rows(source: RowSource, file: Path, report: "Report") -> None:
     """See `tasks.core.hub_rows`."""
     from tasks.core.hub_rows import write_hub_rows

@@ -56,13 +56,33 @@ def estimate_footprints(
         shapes: The stages.
         report: Gets the phases.
     """
-    process = psutil.Process().memory_info().rss
     options = load_options(source, location)
     report({"phase": "reading the base model's configuration"})
     config = AutoConfig.from_pretrained(**options)
     tokenizer = AutoTokenizer.from_pretrained(**options)
     prepare_tokenizer(tokenizer, source.source)
     config.pad_token_id, config.num_labels = tokenizer.pad_token_id, 1
+    return _footprints(config, tokenizer, shapes, report)
+
+
+def estimate_architecture(
+    architecture: dict[str, Any], shapes: tuple[StageShape, ...], report: Report
+) -> list[Footprint]:
+    """Estimate each stage's memory for a model of which only the shape is known.
+
+    Args:
+        architecture: Arguments of its configuration, `model_type` among them.
+        shapes: The stages, which say themselves how many tokens their longest rows have.
+        report: Gets the phases.
+    """
+    config = AutoConfig.for_model(**architecture, pad_token_id=0, num_labels=1)
+    return _footprints(config, None, shapes, report)
+
+
+def _footprints(
+    config: Any, tokenizer: PreTrainedTokenizerBase | None, shapes: tuple[StageShape, ...], report: Report
+) -> list[Footprint]:
+    process = psutil.Process().memory_info().rss
     found = []
     for shape in shapes:
         report({"phase": f"estimating the memory of {shape.stage}"})
@@ -73,7 +93,7 @@ def estimate_footprints(
 class _Skeleton:
     """A stage's model without content."""
 
-    def __init__(self, config: Any, tokenizer: PreTrainedTokenizerBase, shape: StageShape) -> None:
+    def __init__(self, config: Any, tokenizer: PreTrainedTokenizerBase | None, shape: StageShape) -> None:
         self._shape = shape
         self._asked = shape.hyperparameters
         self._on_host = shape.plan.device != "cuda"
@@ -227,9 +247,13 @@ class _Use:
     """Each tensor's beginning and end."""
 
 
-def _longest(tokenizer: PreTrainedTokenizerBase, shape: StageShape) -> int:
+def _longest(tokenizer: PreTrainedTokenizerBase | None, shape: StageShape) -> int:
     """Tokens of the longest row as the trainer sees it."""
     asked = shape.hyperparameters
+    if shape.longest_tokens is not None:
+        return shape.longest_tokens
+    if tokenizer is None:
+        raise ValueError(f"{shape.stage}: tokens cannot be counted without a tokenizer")
     if isinstance(asked, GRPO):
         longest = max(len(prompt_tokens(tokenizer, row["prompt"])) for row in shape.longest_rows)
         return longest + asked.max_completion_length

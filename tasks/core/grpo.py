@@ -25,7 +25,7 @@ from tasks.core.columns import unpacked
 from tasks.core.loading import DTYPES, load_policy, load_scorer, load_tokenizer, load_trainable, training_dataset
 from tasks.core.lora import lora_config, write_model
 from tasks.core.memory import in_parts
-from tasks.core.plan import TrainingPlan, TrainingResult
+from tasks.core.plan import VLLM, TrainingPlan, TrainingResult
 from tasks.core.reward_shares import reward_shares
 from tasks.core.trainer import Report, Workspace, train, trainer_arguments
 from tasks.core.trl_rewards import trl_reward
@@ -50,6 +50,19 @@ def grpo_arguments(stage: GRPOInput, plan: TrainingPlan, folder: Path) -> dict[s
         "loss_type": asked.loss_type,
         "scale_rewards": asked.scale_rewards,
         "reward_weights": [reward.weight for reward in asked.rewards],
+        **(_vllm_arguments(plan.vllm) if plan.vllm else {}),
+    }
+
+
+def _vllm_arguments(vllm: VLLM) -> dict[str, Any]:
+    return {
+        "use_vllm": True,
+        "vllm_mode": vllm.mode,
+        "vllm_server_base_url": vllm.server_url,
+        "vllm_gpu_memory_utilization": vllm.gpu_memory_utilization,
+        "vllm_tensor_parallel_size": vllm.tensor_parallel_size,
+        "vllm_max_model_length": vllm.max_model_length,
+        "vllm_enable_sleep_mode": vllm.sleep,
     }
 
 
@@ -106,8 +119,11 @@ class _Trainer(GRPOTrainer):
         return rewards
 
     def _generate_single_turn(self, prompt_ids: Any, *arguments: Any, **options: Any) -> tuple[list[list[int]], Any]:
-        # Completions are drawn independently: their distribution is the same in parts.
         whole = super()._generate_single_turn
+        if self.use_vllm:  # it has its own memory, and its log-probabilities correct the loss
+            completions: tuple[list[list[int]], Any] = whole(prompt_ids, *arguments, **options)
+            return completions
+        # Completions are drawn independently: their distribution is the same in parts.
         return in_parts(lambda some: whole(list(some), *arguments, **options)[0], prompt_ids), None
 
 

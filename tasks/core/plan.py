@@ -7,8 +7,27 @@ from models.contract import Contract
 from models.launch import Sharding
 from models.recipe import Quantization, Training
 
+PROJECT = "align"
+"""What trackers call the project or experiment, unless the user names another."""
 BATCH_TOKENS = 8192
 """Prompt and reply tokens, with padding, that one batch of an evaluation may hold."""
+
+
+class VLLM(Contract):
+    """How vLLM generates completions; what it is asked for is the recipe's."""
+
+    mode: Literal["colocate", "server"]
+    """On the devices that train, or behind a URL."""
+    server_url: str | None = None
+    """The server's base URL."""
+    gpu_memory_utilization: float = 0.3
+    """Share of the device's memory that it takes, between 0 and 1."""
+    tensor_parallel_size: int = 1
+    """Devices that a copy of the model is spread over."""
+    max_model_length: int | None = None
+    """Longest sequence in tokens that it keeps room for; none: the model's context."""
+    sleep: bool = False
+    """Give its memory back while weights are updated."""
 
 
 class TrainingPlan(Contract):
@@ -21,7 +40,7 @@ class TrainingPlan(Contract):
     gradient_accumulation_steps: int
     """Micro-batches of each process per optimizer step."""
     processes: int = 1
-    """Processes that train together, over all machines; rows, accumulation and processes multiply to the batch."""
+    """Processes that train together; rows, accumulation and processes multiply to the batch."""
     sharding: Sharding = "ddp"
     """What they spread over themselves."""
     gradient_checkpointing: bool = False
@@ -34,6 +53,10 @@ class TrainingPlan(Contract):
     """Trainer checkpoints kept; the newest replaces the oldest."""
     report_to: tuple[str, ...] = ()
     """Trackers, by Transformers' names."""
+    run: str = ""
+    """Name of the run of the pipeline, for trackers."""
+    vllm: VLLM | None = None
+    """How vLLM generates GRPO's completions; none: Transformers does."""
 
 
 class TrainingResult(Contract):
@@ -77,6 +100,8 @@ class StageShape(Contract):
     limit the kernel ends the process instead."""
     longest_rows: tuple[dict[str, Any], ...]
     """The rows of its dataset with the longest texts, in normal form."""
+    longest_tokens: int | None = None
+    """Tokens of the longest row, where rows or tokenizer are not at hand to count them; none: count."""
 
 
 class Footprint(Contract):

@@ -16,10 +16,11 @@ from models.errors import StageError, Stopped
 from models.stages import TrainingInput
 from tasks.alarms import write_alarms
 from tasks.checkpoints import TRAINER, discard_after, last_whole_checkpoint
-from tasks.core.plan import TrainingPlan
+from tasks.core.plan import PROJECT, TrainingPlan
 from tasks.core.quantization import restore_trained_formats
 from tasks.core.ranks import distribution_arguments, is_finite, is_main
 from tasks.core.saving import Saver
+from tasks.core.tracking import Lineage
 from tasks.core.watching import Watcher
 
 Report = Callable[[dict[str, Any]], None]
@@ -66,6 +67,8 @@ def trainer_arguments(stage: TrainingInput, plan: TrainingPlan, folder: Path) ->
         "logging_first_step": True,
         "logging_nan_inf_filter": False,  # it would put earlier losses in place of one that is not finite
         "report_to": list(plan.report_to),
+        "run_name": stage.name,
+        "project": PROJECT,
         "disable_tqdm": True,
         **distribution_arguments(plan),
     }
@@ -85,7 +88,7 @@ def train(trainer: Trainer, stage: TrainingInput, plan: TrainingPlan, workspace:
         checkpoint, seconds_before = _take_stock(workspace.trainer)
     progress, saver = _Reporter(report), Saver(plan, seconds_before)
     watcher = Watcher(stage, getattr(trainer, "reward_func_names", ()), report)
-    for callback in (progress, saver, watcher):
+    for callback in (progress, saver, watcher, Lineage(trainer, stage, plan)):
         trainer.add_callback(callback)
     restore_trained_formats(trainer.model, mixed_precision=trainer.args.bf16 or trainer.args.fp16)
     if checkpoint and _is_last(checkpoint):

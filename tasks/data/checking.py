@@ -1,54 +1,40 @@
 """Checks of a recipe's datasets: every row fits its stage, and no held-out prompt is trained on."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 from pydantic import Field
 
-from models.artifacts import Stage
-from models.contract import Contract
+from models.artifacts import Stage, TrainingStage
 from models.errors import InputError
 from models.fingerprint import fingerprint
-from models.preparation import Cleaning, RuleCount
+from models.preparation import Cleaning, HeldOutUse, Prepared
 from models.recipe import GRPO, Recipe, Training
 from models.rewards import Reward, Verifier
-from models.sources import BaseModelSource, DatasetSource
+from models.sources import BaseModelSource, DatasetSource, RowSource
 from settings.chat_templates import chat_template
-from tasks.base_model_check import locate
-from tasks.data.conversion import Wanted
+from tasks.data.conversion import HeldOutSnapshot, Wanted
+from tasks.data.formats.reading import Role
+from tasks.data.lines import Row
 from tasks.data.located import what_decides
 from tasks.data.marks import special_tokens
 from tasks.data.preparations import Preparations
-from tasks.data.rows import Role, Row
+from tasks.data.sources import is_on_hub, local_files
+from tasks.data.tokens import tokenizer_of
 
 
-class DatasetCheck(Contract):
-    """One use of a dataset in the recipe."""
+class DatasetCheck(Prepared):
+    """One use of a dataset in the recipe, and what preparing it has found."""
 
     place: str
     """Key in the recipe: `sft.dataset`, `evaluation.prompts`, …"""
     path: str
     """The source as the recipe names it."""
-    rows: int
-    """Rows that will be used."""
-    duplicates: int
-    """Rows left out because an earlier one is equal."""
-    recognised: str = ""
-    """The format: what was recognised, how it is read, and what of it is left out."""
-    unpaired: int = 0
-    """Rows left out because nothing was there to make a pair with them."""
-    read: int = 0
-    """Rows of the source."""
-    problems: tuple[RuleCount, ...] = ()
-    """Data rules that rows break, with what becomes of these rows."""
-    remarks: tuple[str, ...] = ()
-    """What was not looked for in all rows."""
     fingerprint: str
     """Of the snapshot that the rows will be frozen as."""
-    size_bytes: int
-    """Size of that snapshot."""
     longest_rows: tuple[Row, ...] = Field((), exclude=True, repr=False)
     """The rows with the longest texts, which decide how much memory training takes."""
 
@@ -82,9 +68,25 @@ def training_sections(recipe: Recipe) -> dict[Stage, Training]:
 Rules = tuple[Reward | Verifier, ...]
 
 
-def cleaning_of(recipe: Recipe, max_tokens: int | None = None) -> Cleaning:
-    """What the recipe asks of the rows of a dataset, whose stage takes so many tokens."""
-    return Cleaning(rules=recipe.data_rules, model=recipe.base_model, max_tokens=max_tokens)
+def cleaning_of(recipe: Recipe, stage: Stage | None = None) -> Cleaning:
+    """What the recipe asks of the rows that a stage trains on; none: of held-out rows."""
+    rules, asked = recipe.data_rules, Cleaning(rules=recipe.data_rules, model=recipe.base_model)
+    if stage is None:
+        return asked
+    longest = getattr(training_sections(recipe)[stage], "max_length", None)
+    apart = _held_out(recipe) if "drop" in (rules.leak, rules.near_leak) else ()
+    return asked.model_copy(update={"max_tokens": longest, "apart_from": tuple(apart)})
+
+
+def _held_out(recipe: Recipe) -> Iterator[HeldOutUse]:
+    for place, source, role, rules in _uses(recipe):
+        if not _stage_of(place):
+            yield HeldOutUse.model_validate({"source": source, "role": role, "rules": rules})
+
+
+def _stage_of(place: str) -> Stage | None:
+    """The stage that trains on the dataset at that place of a recipe; none: it is held out."""
+    return next((stage for stage in get_args(TrainingStage) if place == f"{stage}.dataset"), None)
 
 
 def _uses(recipe: Recipe) -> Iterator[tuple[str, DatasetSource, Role, Rules]]:
@@ -104,12 +106,46 @@ def _uses(recipe: Recipe) -> Iterator[tuple[str, DatasetSource, Role, Rules]]:
             yield f"evaluation.sets '{one.name}' preferences", one.preferences, "preference", ()
 
 
-def read_tables(recipe: Recipe, problems: list[str], preparations: Preparations) -> dict[str, Table]:
-    """Check all rows of all datasets, each source once; those with problems are left out and noted."""
+def datasets_on_hub(recipe: Recipe) -> dict[str, str]:
+    """The datasets of which at least a part is on a hub: what messages call each, by its place in the recipe."""
+    return {place: source.label for place, source, *_ in _uses(recipe) if any(map(_is_on_hub, source.sources))}
+
+
+def _offline(cleaning: Cleaning) -> Cleaning:
+    """The part of it that no hub is needed for."""
+    model = cleaning.model if cleaning.model and cleaning.model.source != "hub" else None
+    apart = [use for use in cleaning.apart_from if not any(map(_is_on_hub, use.source.sources))]
+    return cleaning.model_copy(update={"model": model, "apart_from": tuple(apart)})
+
+
+def _is_on_hub(source: RowSource) -> bool:
+    with suppress(InputError):  # reading it will say what is wrong
+        return is_on_hub(source, local_files(source))
+    return False
+
+
+def read_tables(
+    recipe: Recipe, problems: list[str], preparations: Preparations, offline: bool = False
+) -> dict[str, Table]:
+    """Check all rows of all datasets, each source once; those with problems are left out and noted.
+
+    Args:
+        recipe: Whose datasets.
+        problems: Gets what is wrong.
+        preparations: Finds or makes their rows.
+        offline: Ask no hub: datasets there are left out, and rules that need the tokenizer of a model there.
+    """
+    unread = datasets_on_hub(recipe) if offline else {}
     read: dict[str, Table | None] = {}
     tables = {}
     for place, source, role, rules in _uses(recipe):
-        wanted = wanted_rows(source, role, recipe.system_prompt, rules, cleaning_of(recipe, longest_row(recipe, place)))
+        if place in unread:
+            continue
+        asked = cleaning_of(recipe, _stage_of(place))
+        cleaning = _offline(asked) if offline else asked
+        wanted = wanted_rows(source, role, recipe.system_prompt, rules, cleaning)
+        with suppress(InputError):  # what is wrong with held-out rows is told at their own place
+            wanted = kept_apart(wanted, cleaning, preparations)
         key = fingerprint(what_decides(source, wanted))
         if key not in read:
             read[key] = None
@@ -119,12 +155,6 @@ def read_tables(recipe: Recipe, problems: list[str], preparations: Preparations)
         if found:
             tables[place] = Table(found.check.model_copy(update={"place": place}), found.folder)
     return tables
-
-
-def longest_row(recipe: Recipe, place: str) -> int | None:
-    """Most tokens of a row of the dataset at that place of the recipe; none: no limit."""
-    stage, _, key = place.partition(".")
-    return getattr(getattr(recipe, stage), "max_length", None) if key == "dataset" else None
 
 
 def wanted_rows(
@@ -155,11 +185,26 @@ def cleaned_by(wanted: Wanted, cleaning: Cleaning) -> Wanted:
     return measured_by(wanted, model, cleaning.max_tokens) if measured else wanted
 
 
+def kept_apart(wanted: Wanted, cleaning: Cleaning, preparations: Preparations) -> Wanted:
+    """What rows are to become that must not repeat held-out ones, which are prepared first.
+
+    Raises:
+        InputError: held-out rows cannot be used.
+        Killed, StageError, Stopped: see `tasks.data.preparing`.
+    """
+    own = cleaning.model_copy(update={"max_tokens": None, "apart_from": ()})
+    ready = [
+        preparations.ready(each.source, wanted_rows(each.source, each.role, wanted.system_prompt, each.rules, own))
+        for each in cleaning.apart_from
+    ]
+    heldout = [HeldOutSnapshot(each.folder, each.prepared.rows_sha256) for each in ready]
+    return replace(wanted, heldout=tuple(heldout))
+
+
 def measured_by(wanted: Wanted, model: BaseModelSource, max_tokens: int | None) -> Wanted:
     """Rows with their tokens counted."""
     template = chat_template(model.chat_template) if model.chat_template else None
-    place = locate(model)[0]
-    return replace(wanted, tokenizer=Path(place), chat_template=template, max_tokens=max_tokens)
+    return replace(wanted, tokenizer=tokenizer_of(model), chat_template=template, max_tokens=max_tokens)
 
 
 def _read_table(place: str, source: DatasetSource, wanted: Wanted, preparations: Preparations) -> Table:
@@ -168,18 +213,5 @@ def _read_table(place: str, source: DatasetSource, wanted: Wanted, preparations:
     except InputError as error:
         raise InputError("\n".join(f"{place}: {line}" for line in str(error).splitlines())) from None
     found = ready.prepared
-    check = DatasetCheck(
-        place=place,
-        path=source.label,
-        rows=found.rows,
-        duplicates=found.duplicates,
-        recognised=found.recognised,
-        unpaired=found.unpaired,
-        read=found.read,
-        problems=found.problems,
-        remarks=found.remarks,
-        fingerprint=fingerprint(found.identity),
-        size_bytes=found.size_bytes,
-        longest_rows=found.longest_rows,
-    )
+    check = DatasetCheck(place=place, path=source.label, fingerprint=fingerprint(found.identity), **dict(found))
     return Table(check, ready.folder)

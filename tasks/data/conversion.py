@@ -7,18 +7,21 @@ import heapq
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import compress, islice
+from itertools import islice, repeat
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from models.data_rules import DataRules
 from models.errors import InputError
 from models.rewards import Reward, Verifier
 from tasks.data.cleaning import Cleaner, Problem, shortened
 from tasks.data.formats.format import Format
+from tasks.data.formats.reading import Role
+from tasks.data.heldout import RUN_WORDS, held_out
 from tasks.data.identity import DIGEST_BYTES, canonical_line, is_heldout, line_digest, prompt_id
-from tasks.data.readers import Block, Row, read_block
-from tasks.data.rows import Role, converted, with_system_prompt
+from tasks.data.problems import shown
+from tasks.data.readers import Block, Entry, Row, read_block
+from tasks.data.rows import converted, with_system_prompt
 from tasks.data.snapshot import table_bytes
 from tasks.data.tokens import count_tokens
 
@@ -27,7 +30,19 @@ LONGEST = 8
 """Rows whose tokens are counted: the one with the most characters need not have the most tokens."""
 ENDS = {"sft": ("assistant",), "preference": ("assistant",), "prompts": ("user", "tool")}
 """Roles that the conversations of rows may end with."""
+_SEVERAL = "rows made of several"
+"""Place of a row that was made of several."""
 _CONVERSATIONS = ("prompt", "completion", "chosen", "rejected")
+
+
+@dataclass(frozen=True)
+class HeldOutSnapshot:
+    """Prepared rows that are not to be trained on."""
+
+    folder: Path
+    """Where they lie."""
+    rows_sha256: str
+    """What they are known by."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +71,8 @@ class Wanted:
     """What becomes of rows that break a rule."""
     special_tokens: tuple[str, ...] = ()
     """Of the model that will read the rows."""
+    heldout: tuple[HeldOutSnapshot, ...] = ()
+    """Rows with their prompts or words are left out, as the rules say."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +96,7 @@ class Portion:
     tokens: "array[int]"
     """Tokens of each row; empty where they are not counted."""
     places: tuple[str, ...] = ()
-    """File and number of each row; empty of rows that were made of several."""
+    """File and number of each row."""
     problems: tuple[Problem, ...] = ()
     """Rules that rows break, with what becomes of these rows."""
     uncombined: tuple[Row, ...] = ()
@@ -117,10 +134,11 @@ def convert(block: Block, wanted: Wanted, most: int | None = None) -> Portion:
     try:
         for place, entry in islice(read_block(block), most):
             read += 1
-            row = cleaner.cleaned(place, entry, lambda given: converted(given, form, wanted.rules))
-            if row is not None:
-                rows.append(row)
-                places.append(place)
+            for where, part in _parts(place, entry, form):
+                row = cleaner.cleaned(where, part, lambda given: converted(given, form, wanted.rules))
+                if row is not None:
+                    rows.append(row)
+                    places.append(where)
     except InputError as error:
         failure = str(error)
     apart = tuple(rows) if form.combine else ()
@@ -129,54 +147,90 @@ def convert(block: Block, wanted: Wanted, most: int | None = None) -> Portion:
     return replace(portion, read=read, problems=problems, failure=failure, uncombined=apart)
 
 
+def _parts(place: str, entry: Row | InputError, form: Format) -> Iterator[Entry]:
+    """The rows that a row stands for; of several, each has its number in its place."""
+    parts: Sequence[Row | InputError] = [entry] if isinstance(entry, InputError) else form.split(entry)
+    for number, part in enumerate(parts, 1):
+        yield (f"{place}, instance {number}" if len(parts) > 1 else place), part
+
+
+class _Given(NamedTuple):
+    """A row in normal form on its way into a portion."""
+
+    row: Row
+    prompt: bytes
+    place: str
+
+
 def portion_of(rows: Sequence[Row], wanted: Wanted, places: Sequence[str] = ()) -> Portion:
-    """Rows in normal form with the system prompt, those of the other side of a split left out.
+    """Rows in normal form with the system prompt, without those of the other side of a split and those left out.
 
     Args:
         rows: In normal form.
         wanted: What they are to become.
         places: File and number of each; none: they were made of several.
     """
-    rows = [with_system_prompt(row, wanted.system_prompt) for row in rows]
-    places = places or [""] * len(rows)
-    prompts, accepted = [prompt_id(row) for row in rows], len(rows)
-    if wanted.part != "all":
-        kept = [is_heldout(prompt, wanted.heldout_share) == (wanted.part == "heldout") for prompt in prompts]
-        rows, prompts, places = _those(kept, rows), _those(kept, prompts), _those(kept, places)
-    tokens = count_tokens(rows, wanted.tokenizer, wanted.chat_template) if wanted.tokenizer else []
-    problems = _too_long(rows, tokens, places, wanted)
-    if problems and wanted.data_rules.too_long != "keep":
-        kept = [length <= (wanted.max_tokens or length) for length in tokens]
-        rows, prompts, places = _those(kept, rows), _those(kept, prompts), _those(kept, places)
-        tokens = _those(kept, tokens)
-        accepted -= len(problems)
-    lines = [canonical_line(row) for row in rows]
+    spoken = [with_system_prompt(row, wanted.system_prompt) for row in rows]
+    given = [_Given(row, prompt_id(row), place) for row, place in zip(spoken, places or repeat(_SEVERAL), strict=False)]
+    kept = [each for each in given if _is_on_side(each, wanted)]
+    leaks = [_leak(each, wanted) for each in kept] if wanted.heldout else []
+    kept = _staying(kept, leaks)
+    tokens = _tokens(kept, wanted)
+    long = [_too_long(each, length, wanted) for each, length in zip(kept, tokens, strict=False)]
+    kept, tokens = _staying(kept, long), _staying(tokens, long)
+    problems = [each for each in (*leaks, *long) if each]
+    lines = [canonical_line(each.row) for each in kept]
+    accepted = len(given) - sum(each.action != "keep" for each in problems)
     return Portion(
         read=accepted,
         accepted=accepted,
         lines=b"".join(lines),
         sizes=array("Q", map(len, lines)),
         digests=b"".join(line_digest(line) for line in lines),
-        table=table_bytes(rows, prompts, wanted.role),
-        longest=_longest(rows),
+        table=table_bytes([each.row for each in kept], [each.prompt for each in kept], wanted.role),
+        longest=_longest([each.row for each in kept]),
         tokens=array("Q", tokens),
-        places=tuple(places),
+        places=tuple(each.place for each in kept),
         problems=tuple(problems),
     )
 
 
-def _those(kept: Sequence[bool], values: Sequence[T]) -> list[T]:
-    return list(compress(values, kept))
+def _tokens(given: Sequence[_Given], wanted: Wanted) -> list[int]:
+    rows = [each.row for each in given]
+    return count_tokens(rows, wanted.tokenizer, wanted.chat_template) if wanted.tokenizer else []
 
 
-def _too_long(rows: Sequence[Row], tokens: Sequence[int], places: Sequence[str], wanted: Wanted) -> list[Problem]:
-    limit, action = wanted.max_tokens, wanted.data_rules.too_long
-    remedy = "shorten it, or raise max_length"
-    return [
-        Problem(place, "too_long", f"the row has {length} tokens; its stage takes {limit}; {remedy}", action, shown)
-        for place, length, shown in zip(places, tokens, map(shortened, rows), strict=False)
-        if limit is not None and length > limit
-    ]
+def _is_on_side(given: _Given, wanted: Wanted) -> bool:
+    return wanted.part == "all" or is_heldout(given.prompt, wanted.heldout_share) == (wanted.part == "heldout")
+
+
+def _staying(values: list[T], found: Sequence[Problem | None]) -> list[T]:
+    """The values of rows that stay, given what was found in each; all, where nothing was looked for."""
+    if not found:
+        return values
+    return [value for value, each in zip(values, found, strict=True) if not each or each.action == "keep"]
+
+
+def _leak(given: _Given, wanted: Wanted) -> Problem | None:
+    """Why a row may not be trained on, given what is held out."""
+    held = held_out(tuple(each.folder for each in wanted.heldout))
+    if wanted.data_rules.leak == "drop" and given.prompt in held.prompts:
+        seen = f"column 'prompt': {shown(given.row['prompt'][-1].get('content'))} is a held-out prompt"
+        told = f"{seen}; figures on what was trained on say nothing; remove it from one of the two"
+        return Problem(given.place, "leak", told, "drop", shortened(given.row))
+    run = held.shared_run(given.prompt, given.row) if wanted.data_rules.near_leak == "drop" else None
+    if run:
+        seen = f"the row shares {RUN_WORDS} words in a row with a held-out one, {shown(' '.join(run))}"
+        return Problem(given.place, "near_leak", f"{seen}; they may give its answer away", "drop", shortened(given.row))
+    return None
+
+
+def _too_long(given: _Given, tokens: int, wanted: Wanted) -> Problem | None:
+    limit = wanted.max_tokens
+    if limit is None or tokens <= limit:
+        return None
+    told = f"the row has {tokens} tokens; its stage takes {limit}; shorten it, or raise max_length"
+    return Problem(given.place, "too_long", told, wanted.data_rules.too_long, shortened(given.row))
 
 
 def _longest(rows: Sequence[Row]) -> tuple[tuple[int, int], ...]:

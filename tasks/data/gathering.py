@@ -56,8 +56,7 @@ class Gathering:
         self.read += portion.read
         self._other_side += portion.accepted - portion.rows
         self.findings.note(*portion.problems)
-        places = portion.places or ("rows made of several",) * portion.rows
-        rows = zip(places, portion.row_digests(), _lines(portion), strict=True)
+        rows = zip(portion.places, portion.row_digests(), _lines(portion), strict=True)
         keep = [self._is_kept(*row) for row in rows]
         kept = sum(keep)
         self._note_longest(portion, keep)

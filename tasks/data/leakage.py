@@ -1,27 +1,23 @@
 """Held-out rows that are trained on: the same prompts, and longer runs of the same words."""
 
 import reprlib
-from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 from models.data_rules import DataRules
 from tasks.data.checking import Table
-from tasks.data.repeats import spoken
+from tasks.data.heldout import RUN_WORDS, held_out
 from tasks.data.snapshot import read_prompt_ids, read_rows
 
 LOOKED_AT = 20_000
 """Rows of each dataset in which runs of words are looked for where what is found is kept anyway."""
-_RUN_WORDS = 13
-"""As for GPT-3 (Brown et al. 2020, arXiv 2005.14165, appendix C)."""
-_COMMON_ROWS = 5
-"""A run in more held-out rows than that is their common instruction, which training rows may well have."""
-Run = tuple[str, ...]
 
 
 def check_leakage(tables: dict[str, Table], rules: DataRules, problems: list[str]) -> list[str]:
     """Look for held-out rows in what stages train on: figures on these would say nothing.
+
+    Where a rule is to leave such rows out, none are left to be found.
 
     Args:
         tables: The checked datasets by their place in the recipe.
@@ -37,8 +33,9 @@ def check_leakage(tables: dict[str, Table], rules: DataRules, problems: list[str
     for place, table in heldout.items():
         told = problems if rules.leak == "error" else notes
         told += _same_prompts(place, table, training)
-    told = problems if rules.near_leak == "error" else notes
-    told += _same_words(heldout, training, None if rules.near_leak == "error" else LOOKED_AT)
+    if rules.near_leak != "drop":
+        told = problems if rules.near_leak == "error" else notes
+        told += _same_words(heldout, training, None if rules.near_leak == "error" else LOOKED_AT)
     return notes
 
 
@@ -63,29 +60,14 @@ def _example(folder: Path, prompts: frozenset[bytes]) -> str:
 
 def _same_words(heldout: dict[str, Table], training: dict[str, Table], most: int | None) -> Iterator[str]:
     """What to say of each training set that shares runs of words with held-out rows of other prompts."""
-    counted: Counter[Run] = Counter()
-    for folder in {table.folder for table in heldout.values()}:
-        for row in islice(read_rows(folder), most):
-            counted.update(_runs(spoken(row)))
-    runs = {run for run, rows in counted.items() if rows <= _COMMON_ROWS}
-    prompts = {prompt for table in heldout.values() for prompt in read_prompt_ids(table.folder)}
-    for place, table in training.items() if runs else ():
+    held = held_out(frozenset(table.folder for table in heldout.values()), most)
+    for place, table in training.items() if held.runs else ():
         rows = zip(read_prompt_ids(table.folder), read_rows(table.folder), strict=True)
-        shared = [
-            found
-            for prompt, row in islice(rows, most)
-            if prompt not in prompts and (found := _runs(spoken(row)) & runs)
-        ]
+        shared = [run for prompt, row in islice(rows, most) if (run := held.shared_run(prompt, row))]
         if shared:
-            example = reprlib.repr(" ".join(min(shared[0])))
+            example = reprlib.repr(" ".join(shared[0]))
             more = f" of the first {most:,}" if most and table.check.rows > most else ""
             yield (
-                f"{place}: {len(shared)} rows{more} share {_RUN_WORDS} words in a row with held-out rows, e.g. "
+                f"{place}: {len(shared)} rows{more} share {RUN_WORDS} words in a row with held-out rows, e.g. "
                 f"{example}; look whether they give answers away"
             )
-
-
-def _runs(text: str) -> set[Run]:
-    """Every run of so many words of a text, in lower case."""
-    words = text.lower().split()
-    return set(zip(*(words[start:] for start in range(_RUN_WORDS)), strict=False))

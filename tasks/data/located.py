@@ -86,6 +86,7 @@ def what_decides(source: DatasetSource, wanted: Wanted) -> dict[str, Any]:
         "tokenizer": [str(wanted.tokenizer or ""), wanted.chat_template, wanted.max_tokens],
         "data_rules": wanted.data_rules.model_dump(mode="json"),
         "special_tokens": wanted.special_tokens,
+        "heldout": [each.rows_sha256 for each in wanted.heldout],
     }
 
 

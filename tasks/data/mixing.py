@@ -60,7 +60,7 @@ def mix(
     if not all(part.digests for part in parts) and wanted.part != "all":
         raise none_left(source.label, wanted)
     counts = _counts(source, [len(part.digests) for part in parts])
-    mixed = Gathering(folder, replace(wanted, part="all", tokenizer=None))
+    mixed = Gathering(folder, replace(wanted, part="all", tokenizer=None, heldout=()))
     mixed.repeats = None
     buckets = 1 + sum(part.prepared.size_bytes for part in parts) // _BUCKET_BYTES
     for bucket in _spread(parts, [count.rows for count in counts], folder, buckets):

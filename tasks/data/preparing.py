@@ -17,9 +17,10 @@ from models.sources import RowSource
 from tasks.data.conversion import Portion, Wanted, portion_of
 from tasks.data.formats.format import Format
 from tasks.data.formats.reading import Paired, Role
+from tasks.data.formats.recognition import SAMPLE_ROWS
 from tasks.data.gathering import Gathering
 from tasks.data.readers import Block, Row, file_blocks, no_rows, read_block
-from tasks.data.rows import SAMPLE_ROWS, no_pairs, recognised, telling
+from tasks.data.rows import no_pairs, recognised, telling
 from tasks.data.workers import InThisProcess, Workers
 
 _SMALL_BYTES = 8 << 20

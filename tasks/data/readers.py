@@ -22,7 +22,7 @@ from tasks.data.lines import Entry, Row, as_object, line_entries, parsed_line, s
 from tasks.data.packing import is_packed, opened, without_packing
 
 __all__ = [
-    "BLOCK_BYTES", "FORMATS", "Block", "Entry", "Row", "file_blocks", "file_entries", "file_format", "read_block",
+    "BLOCK_BYTES", "FORMATS", "Block", "Entry", "Row", "file_blocks", "file_format", "no_rows", "read_block",
     "shown_names",
 ]  # fmt: skip
 
@@ -58,21 +58,6 @@ def file_format(path: Path) -> str | None:
     """The ending that names the file's format, such as `.jsonl`, or None where it is unknown."""
     ending = Path(without_packing(path.name)).suffix
     return ending if ending in _BLOCKS else None
-
-
-def file_entries(file: Path) -> Iterator[Entry]:
-    """Each row of one file of a known format.
-
-    Raises:
-        InputError: the file is empty, damaged, or cannot be read to its end.
-    """
-    count = 0
-    for block in file_blocks(file):
-        for entry in read_block(block):
-            count += 1
-            yield entry
-    if not count:
-        raise no_rows(file)
 
 
 def no_rows(file: Path) -> InputError:

@@ -14,93 +14,21 @@ Further columns of prompts are for rewards and verifiers: those that have a valu
 without any lacks; the other roles leave them out. `answer` may be missing where nothing compares replies with it.
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain, islice
 
 from models.errors import InputError
 from models.fingerprint import canonical_json
 from models.rewards import Reward, Verifier
-from models.sources import DatasetSource, RowSource
+from models.sources import RowSource
 from tasks.core.columns import flat
 from tasks.core.verifiers.checking import check_row
 from tasks.data.formats.format import Format
-from tasks.data.formats.reading import Paired, Role
-from tasks.data.formats.recognition import SAMPLE_ROWS, recognise
+from tasks.data.formats.reading import Role
+from tasks.data.formats.recognition import recognise
 from tasks.data.problems import RowProblem
 from tasks.data.readers import Entry, Row
-from tasks.data.sources import read_entries, read_rows
-
-__all__ = [
-    "SAMPLE_ROWS", "CheckedRows", "Role", "Row", "check_rows", "converted", "digest", "no_pairs", "read_rows",
-    "recognised", "snapshot_identity", "summary", "telling", "with_system_prompt",
-]  # fmt: skip
 
 SHOWN_PROBLEMS = 3
-
-
-@dataclass(frozen=True)
-class CheckedRows:
-    """Rows that fit a stage, and how many were left out."""
-
-    rows: list[Row]
-    """The rows in normal form, in the order of the source, without duplicates."""
-    duplicates: int
-    """Rows left out because an earlier one has the same normal form."""
-    recognised: str = ""
-    """What was recognised, how it is read, and what of it is left out."""
-    unpaired: int = 0
-    """Rows left out because nothing was there to make a pair with them."""
-
-
-def check_rows(
-    source: DatasetSource, role: Role, system_prompt: str | None, rules: Sequence[Reward | Verifier] = ()
-) -> CheckedRows:
-    """Read `source` and bring each row to the normal form of `role`; all of them are held in memory.
-
-    `system_prompt` is put first in each prompt without a system message. At most `max_rows` rows are read, duplicates
-    included. Rows of prompts must have what `rules` read of them.
-
-    Raises:
-        InputError: the source or some of its rows cannot be used; the message gives the first three problems, each with
-            file, row, column, value, rule and remedy, and the number of further ones.
-    """
-    entries = telling(read_entries(source))
-    first = list(islice(entries, SAMPLE_ROWS))
-    form = recognised(first, role, source)
-    rows: list[Row] = []
-    problems: list[str] = []
-    read = 0
-    for place, entry in chain(first, entries):
-        read += bool(place)
-        try:
-            rows.append(converted(entry, form, rules))
-        except InputError as error:
-            problems.append(f"{place}: {error}" if place else str(error))
-    if problems:
-        raise InputError(summary(problems, len(problems), read))
-    paired = _combined(rows, form, source)
-    unique: dict[str, Row] = {}
-    for row in paired.rows:
-        finished = with_system_prompt(row, system_prompt)
-        unique.setdefault(digest([finished]), finished)
-    if not unique:
-        raise no_pairs(source, read, form)
-    return CheckedRows(list(unique.values()), len(paired.rows) - len(unique), form.sentence, paired.left_out)
-
-
-def digest(rows: Iterable[Row]) -> str:
-    """SHA-256 over the rows' canonical JSON, one a line: the identity of a snapshot, whatever file they came from."""
-    lines = hashlib.sha256()
-    for row in rows:
-        lines.update(canonical_json(row).encode() + b"\n")
-    return lines.hexdigest()
-
-
-def snapshot_identity(rows: Iterable[Row]) -> dict[str, str]:
-    """What decides a snapshot of these rows, as JSON data."""
-    return {"rows_sha256": digest(rows)}
 
 
 def summary(problems: Sequence[str], count: int, read: int) -> str:
@@ -157,13 +85,6 @@ def converted(entry: Row | InputError, form: Format, rules: Sequence[Reward | Ve
     for rule in rules:
         check_row(flat(row), rule)
     return row
-
-
-def _combined(rows: list[Row], form: Format, source: RowSource) -> Paired:
-    try:
-        return form.combine(rows) if form.combine else Paired(rows, 0)
-    except InputError as error:
-        raise InputError(f"{source.label}: {error}") from None
 
 
 def _normal(entry: Row, form: Format) -> Row:

@@ -1,4 +1,4 @@
-"""Rows of local files or a hub dataset, each with the place that an error about it names.
+"""The local files that a source names, or the hub dataset.
 
 A path is a file, a folder, a pattern, or several of these separated by commas; files are read in the order of their
 names, whatever the order in which they are given. A folder holds files of one format. What is no local path and has the
@@ -9,44 +9,14 @@ import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 from glob import glob, has_magic
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from models.errors import InputError
 from models.sources import RowSource
-from tasks.data.readers import FORMATS, Entry, Row, file_entries, file_format, shown_names
+from tasks.data.readers import FORMATS, file_format, shown_names
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-
-
-def read_rows(source: RowSource) -> Iterator[tuple[str, Row]]:
-    """Each row of `source` with its place, such as `data/sft.jsonl: line 12`; at most `max_rows` of them.
-
-    Raises:
-        InputError: there is nothing at this path, or a file or row of it cannot be read.
-    """
-    for place, entry in read_entries(source):
-        if isinstance(entry, InputError):
-            raise InputError(f"{place}: {entry}")
-        yield place, entry
-
-
-def read_entries(source: RowSource) -> Iterator[Entry]:
-    """Like `read_rows`, but a row that cannot be read comes as an error, and reading goes on after it.
-
-    Raises:
-        InputError: there is nothing at this path, or the rest of a file cannot be read.
-    """
-    return islice(_all_entries(source), source.max_rows)
-
-
-def _all_entries(source: RowSource) -> Iterator[Entry]:
-    files = local_files(source)
-    if is_on_hub(source, files):
-        yield from _hub_entries(source)
-    for file in files:
-        yield from file_entries(file)
 
 
 def is_on_hub(source: RowSource, files: list[Path]) -> bool:
@@ -176,11 +146,6 @@ def load_from_hub(source: RowSource) -> Any:
     if not len(rows):
         raise InputError(f"{source.path}: split '{source.split}' holds no rows; name another split")
     return rows
-
-
-def _hub_entries(source: RowSource) -> Iterator[Entry]:
-    for number, row in enumerate(load_from_hub(source), 1):
-        yield f"{source.path} ({source.split}): row {number}", row
 
 
 def _hub_failure(source: RowSource, error: Exception) -> str:

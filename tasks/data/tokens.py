@@ -8,7 +8,35 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from models.errors import InputError
+from models.sources import BaseModelSource
+from tasks.base_model_check import locate, packaged_gguf
 from tasks.data.lines import Row
+
+_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
+"""All of a hub model but its weights."""
+
+
+def tokenizer_of(model: BaseModelSource) -> Path:
+    """The folder or GGUF file with a model's tokenizer; that of a hub model is fetched at the commit of its revision.
+
+    Raises:
+        InputError: it is not there.
+    """
+    if model.source == "folder":
+        return Path(model.name)
+    if model.source == "package":
+        return packaged_gguf(model.name)
+    from huggingface_hub import snapshot_download
+
+    place, pin = locate(model)
+    try:
+        return Path(snapshot_download(place, revision=pin["commit"], allow_patterns=_FILES))
+    except Exception as error:  # whatever the library raises is about what was asked for
+        raise InputError(
+            f"the tokenizer of hub model '{place}' at commit {pin['commit']} cannot be fetched "
+            f"({type(error).__name__}); check the id and the network, or use a local folder"
+        ) from error
 
 
 def count_tokens(rows: Sequence[Row], tokenizer: Path, chat_template: str | None = None) -> list[int]:

@@ -73,9 +73,9 @@ BROKEN: list[tuple[Role, Row, Row, str, list[str]]] = [
     (
         "sft",
         {"instruction": "a", "instances": [{"output": "b"}]},
-        {"instruction": "a", "instances": [{}, {}]},
+        {"instruction": "a", "instances": []},
         "wrong_type",
-        ["2 instances", "a row for each"],
+        ["got []", "a list of objects"],
     ),
     ("sft", {**CHOICES, "answer": 0}, {**CHOICES, "answer": 2}, "wrong_type", ["got 2", "one of A, B"]),
     (

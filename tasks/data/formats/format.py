@@ -34,6 +34,13 @@ class Format:
     combine: Callable[[Sequence[Row]], Paired] | None = None
     """Makes pairs of all converted rows, where a pair's sides lie in several; most formats need none."""
 
+    def split(self, row: Row) -> list[Row]:
+        """The rows that a row stands for: one for each instance of a self-instruct task, else the row itself."""
+        instances = row.get("instances") if self.key == "self_instruct" else None
+        if not isinstance(instances, list) or len(instances) < 2:
+            return [row]
+        return [row | {"instances": [instance]} for instance in instances]
+
     def convert(self, row: Row) -> Row:
         """The normal form of a row; where `combine` is there, what it takes.
 

@@ -76,7 +76,7 @@ def _alpaca(sample: Sample) -> list[Reading]:
     if not sample.has(instruction):
         return []
     if sample.has("instances"):
-        words = "`instruction` with the input of the only member of `instances` under it is the prompt"
+        words = "`instruction` with the input of a member of `instances` under it is the prompt, a row for each"
         return [Reading(words, (instruction, "instances"), instance_prompt, "self_instruct")]
     under = ("input",) if "input" in sample.mapped else sample.one_of(_UNDER)
     system = system_columns(sample, instruction)
@@ -137,26 +137,23 @@ def alpaca_prompt(row: Row, instruction: str, under: tuple[str, ...], system: tu
 
 
 def instance_prompt(row: Row) -> list[Message]:
-    """An instruction with the input of its only instance under it."""
+    """An instruction with the input of its instance under it."""
     about = {"instruction": row.get("instruction"), "input": only_instance(row).get("input")}
     return alpaca_prompt(about, "instruction", ("input",), ())
 
 
 def only_instance(row: Row) -> dict[str, Any]:
-    """The one example that an instruction has.
+    """The instance of a row; one that has several was split before.
 
     Raises:
-        RowProblem: there is none, or there are several.
+        RowProblem: there is none.
     """
     require(row, ("instances",), "an instruction needs an instance")
     match row["instances"]:
         case [dict(instance)]:
             return instance
-        case list(several):
-            seen, remedy = f"it holds {len(several)} instances", "write a row for each instance"
-            raise problem("instances", seen, "a row is one prompt with one reply", remedy)
         case other:
-            raise problem("instances", f"got {shown(other)}", "it must be a list of one object", "write it as one")
+            raise problem("instances", f"got {shown(other)}", "it must be a list of objects", "write it as one")
 
 
 def _earlier(value: Any, column: str) -> list[Message]:

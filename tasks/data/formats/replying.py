@@ -39,7 +39,7 @@ def whole_readings(sample: Sample) -> list[Reading]:
 def reply_readings(sample: Sample) -> list[Reading]:
     """Every way to read a completion that has a place of its own."""
     if sample.has("instances"):
-        words = "the output of the only member of `instances` is the completion"
+        words = "its output is the completion"
         return [Reading(words, ("instances",), instance_reply, "self_instruct")]
     return [*_letter_replies(sample), *(_reply(sample, column) for column in sample.among(_REPLIES))]
 
@@ -163,8 +163,8 @@ def column_reply(row: Row, column: str) -> Row:
 
 
 def instance_reply(row: Row) -> Row:
-    """The completion of an instruction's only instance."""
-    return {"completion": conversations.reply(only_instance(row).get("output"), "instances[0].output")}
+    """The completion of an instruction's instance."""
+    return {"completion": conversations.reply(only_instance(row).get("output"), "instances.output")}
 
 
 def accepted_answers(row: Row, column: str) -> Row:
