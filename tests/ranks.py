@@ -71,14 +71,15 @@ def door(stage: TrainingInput, plan: TrainingPlan, folder: Path, report: Report)
 
 
 def struck(how: str, stage: TrainingInput, plan: TrainingPlan, folder: Path, report: Report) -> TrainingResult:
-    """Train, until the last process is killed or runs out of memory after the third step."""
+    """Train, until the last process runs out of memory or is killed after the third step, or is killed at the end."""
 
     def pass_on(said: dict[str, Any]) -> None:
         report(said)
-        if said.get("step") == 3 and rank() == plan.processes - 1:
-            if how == "killed":
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise MemoryError
+        moment = said["phase"] == "merging" if how == "killed at the end" else said.get("step") == 3
+        if moment and rank() == plan.processes - 1:
+            if how == "out of memory":
+                raise MemoryError
+            os.kill(os.getpid(), signal.SIGKILL)
 
     return door(stage, plan, folder, pass_on)
 
