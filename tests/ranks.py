@@ -71,7 +71,7 @@ def door(stage: TrainingInput, plan: TrainingPlan, folder: Path, report: Report)
 
 
 def struck(how: str, stage: TrainingInput, plan: TrainingPlan, folder: Path, report: Report) -> TrainingResult:
-    """Train, until the last process runs out of memory or is killed after the third step, or is killed at the end."""
+    """Train, until something happens to the last process after the third step, or at the end."""
 
     def pass_on(said: dict[str, Any]) -> None:
         report(said)
@@ -79,7 +79,7 @@ def struck(how: str, stage: TrainingInput, plan: TrainingPlan, folder: Path, rep
         if moment and rank() == plan.processes - 1:
             if how == "out of memory":
                 raise MemoryError
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGTERM if how == "told to stop" else signal.SIGKILL)
 
     return door(stage, plan, folder, pass_on)
 

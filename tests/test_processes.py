@@ -14,7 +14,7 @@ import pytest
 from prefect import flow, task
 
 from models.artifacts import Checkpoint
-from models.errors import InputError, Killed, OutOfMemory, StageError
+from models.errors import InputError, Killed, OutOfMemory, StageError, Stopped
 from models.launch import Launch
 from models.recipe import Recipe
 from models.run import RunRecord
@@ -95,7 +95,7 @@ def train(stage: TrainingInput, folder: Path, processes: int = 2, **changes: Any
 
 def fail(how: str, stage: TrainingInput, folder: Path, processes: int = 2, **changes: Any) -> None:
     """A training that comes to its third step, or to its end."""
-    with pytest.raises(OutOfMemory if how == "out of memory" else Killed):
+    with pytest.raises({"out of memory": OutOfMemory, "told to stop": Stopped}.get(how, Killed)):
         run(partial(ranks.struck, how), stage, plan(processes, **changes), folder, processes=processes)
 
 
@@ -123,6 +123,13 @@ def test_what_one_process_ends_in_several_end_in_too(
     assert {path.name for path in together.model.iterdir()} == {path.name for path in alone.model.iterdir()}
     logs = [{entry["step"]: entry["loss"] for entry in trained.history} for trained in (alone, together)]
     assert logs[1] == pytest.approx(logs[0], rel=1e-4)
+
+
+def test_one_that_is_told_to_stop_stops_all_at_the_same_step(laboratory: Laboratory, tmp_path: Path) -> None:
+    stage = laboratory.stage("sft", max_steps=6)
+    fail("told to stop", stage, tmp_path, checkpoint_every_steps=25)
+    assert [path.parent.name for path in tmp_path.glob("trainer/*/seal.json")] == ["checkpoint-4"]
+    assert {path.name for path in tmp_path.glob("trainer/checkpoint-4/rng*")} == {"rng_state_0.pth", "rng_state_1.pth"}
 
 
 def test_processes_of_grpo_sample_on_their_own(laboratory: Laboratory, tmp_path: Path) -> None:
