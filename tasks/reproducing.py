@@ -261,7 +261,7 @@ def compare(step: Step, made: Checkpoint, store: ArtifactStore, execution: Execu
         return StageReproduction(name=step.name, verdict="not compared", seconds=seconds)
     changes = tuple(_changes(step.manifest, anew))
     same = _weights(anew) == _weights(step.manifest)
-    options = ChildOptions.of(execution, 0)
+    options = ChildOptions.of(execution, (0,))
     difference = 0.0 if same else run_in_child(compare_weights, (made.path, path), options, _ignore, _ignore)
     verdict = "same" if same else "different"
     return StageReproduction(

@@ -193,6 +193,8 @@ SETTINGS: dict[str, Any] = {
     "checkpoint_every_steps": 1,
     "checkpoint_every_minutes": 1.0,
     "checkpoints_kept": 3,
+    "processes": 2,
+    "sharding": "fsdp2",
     "memory_limit_bytes": 2**32,
     "gradient_checkpointing": True,
     "share_prompts": False,
