@@ -24,8 +24,8 @@ from tasks.core.lora import lora_config
 from tasks.core.plan import TrainingPlan
 from tasks.core.prefix_tree import pack
 from tasks.core.shared_prompts import share_prompts
-from tasks.data.rows import check_rows, digest
-from tasks.data.snapshot import write_rows as write_snapshot
+from tasks.data.formats.reading import Role
+from tests.prepared import frozen
 from tests.tiny import build_tiny_model
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 61, "pad_token_id": 0}
@@ -312,10 +312,9 @@ def test_stages_train_the_same_weights(
         return packing
 
     monkeypatch.setattr("tasks.core.shared_prompts.pack", noted)
-    file, role = ("prompts", "prompts") if name == "grpo" else ("preferences", "preference")
-    found = check_rows(DatasetSource(path=str(tiny_data / f"{file}.jsonl")), role, None).rows  # type: ignore[arg-type]
-    write_snapshot(tmp_path, found, role)
-    rows = Dataset(path=tmp_path, fingerprint=digest(found), rows=len(found), source=file)
+    role: Role = "prompts" if name == "grpo" else "preference"
+    file = "prompts" if name == "grpo" else "preferences"
+    rows = frozen(tmp_path, DatasetSource(path=str(tiny_data / f"{file}.jsonl")), role)
     stage = make_stage(name, tiny_model, rows, lora)
     trained = []
     for sharing in (True, False):

@@ -1,6 +1,6 @@
 """Replies token by token, with no more work than they need.
 
-A prompt is read once for all its replies, adapters can be merged meanwhile, and replies that have ended leave the batch.
+A prompt is read once for all its replies, adapters can be merged meanwhile, and replies that ended leave the batch.
 What is drawn has the distribution of Transformers' own sampling, and greedily the same tokens; random numbers fall on
 the replies in another order.
 """
@@ -134,4 +134,5 @@ def merged_adapters(model: Any) -> Iterator[None]:
 
 
 def _is_exact(layer: Linear) -> bool:
-    return layer.get_base_layer().weight.dtype == torch.float32
+    weight: torch.Tensor = layer.get_base_layer().weight
+    return weight.dtype == torch.float32

@@ -8,6 +8,7 @@ of the user's.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.modeling_outputs import SequenceClassifierOutput
 from trl import GRPOConfig, GRPOTrainer
+from trl.models import unwrap_model_for_generation
 
 from models.errors import StageError
 from models.rewards import Reward
 from models.stages import GRPOInput
 from tasks.core.columns import unpacked
+from tasks.core.decoding import complete, merged_adapters
 from tasks.core.loading import DTYPES, load_policy, load_scorer, load_tokenizer, load_trainable, training_dataset
 from tasks.core.lora import lora_config, write_model
 from tasks.core.memory import in_parts
@@ -125,7 +128,14 @@ class _Trainer(GRPOTrainer):
             completions: tuple[list[list[int]], Any] = whole(prompt_ids, *arguments, **options)
             return completions
         # Completions are drawn independently: their distribution is the same in parts.
-        return in_parts(lambda some: whole(list(some), *arguments, **options)[0], prompt_ids), None
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # processes that hold a shard each go in step
+            return in_parts(lambda some: whole(list(some), *arguments, **options)[0], prompt_ids), None
+        with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as policy, merged_adapters(policy):
+            return in_parts(partial(self._complete, policy), prompt_ids), None
+
+    def _complete(self, policy: Any, prompt_ids: Sequence[list[int]]) -> list[list[int]]:
+        pad_token_id, config = self.generation_config.pad_token_id, self.generation_config
+        return complete(policy, prompt_ids, self.eos_token_ids, pad_token_id, generation_config=config)
 
 
 def train_grpo_policy(stage: GRPOInput, plan: TrainingPlan, folder: Path, report: Report) -> TrainingResult:
