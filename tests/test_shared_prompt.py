@@ -109,13 +109,18 @@ def relative(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> 
     return float((off / sum(float(each.square().sum()) for each in theirs.values())) ** 0.5)
 
 
+def tokens_computed(model: Any) -> list[int]:
+    """How many tokens each forward pass of a model computes, as it runs."""
+    seen: list[int] = []
+    model.get_input_embeddings().register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].numel()))
+    return seen
+
+
 def assert_agree(make: Callable[[], Any], rows: dict[str, torch.Tensor], capsys: Any) -> None:
     """Both ways give the same; ours has shared something."""
     their_figures, their_gradients = scores_and_gradients(make(), rows)
     model = shared(make())
-    seen: list[int] = []
-    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-    plain.get_input_embeddings().register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].numel()))
+    seen = tokens_computed(model.get_base_model() if hasattr(model, "get_base_model") else model)
     our_figures, our_gradients = scores_and_gradients(model, rows)
     assert not capsys.readouterr().out
     assert seen[-1] < rows["input_ids"].numel()
@@ -264,7 +269,10 @@ def test_scores_of_a_reward_model_are_the_same() -> None:
         return logits.detach(), {name: each.grad for name, each in model.named_parameters()}
 
     kind = "ForSequenceClassification"
-    ours, theirs = scores(shared(build("Llama", kind, num_labels=1))), scores(build("Llama", kind, num_labels=1))
+    model = shared(build("Llama", kind, num_labels=1))
+    seen = tokens_computed(model)
+    ours, theirs = scores(model), scores(build("Llama", kind, num_labels=1))
+    assert seen[-1] < rows["input_ids"].numel()
     torch.testing.assert_close(ours[0], theirs[0], atol=1e-5, rtol=0)
     assert relative(ours[1], theirs[1]) < 1e-5
 
