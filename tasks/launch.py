@@ -2,11 +2,12 @@
 
 import importlib.util
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+from models.artifacts import Stage
 from models.errors import InputError
 from models.launch import LOOPBACK, Launch
-from models.recipe import Recipe
+from models.recipe import GRPO, Recipe, Training
 from settings.machine import Machine
 from settings.settings import Settings
 
@@ -36,6 +37,24 @@ def check_batch(stage: str, batch_size: int, processes: int) -> None:
         f"{' or '.join(fewer[:2])} (ALIGN_PROCESSES), or batch_size={' or '.join(sizes)}, which trains another "
         "model"
     )
+
+
+def uneven_steps(sections: Mapping[Stage, Training], rows: Mapping[str, int], processes: int) -> Iterator[str]:
+    """What to say of stages in which several processes do not see the very rows that one would.
+
+    Args:
+        sections: The recipe's sections of training stages.
+        rows: Rows of each stage's dataset, as far as they are known.
+        processes: Processes that train together.
+    """
+    for stage, section in sections.items():
+        known, size = rows.get(stage, 0), section.batch_size
+        ends_an_epoch = not section.max_steps or section.max_steps * size >= known
+        if processes > 1 and known % size and ends_an_epoch and not isinstance(section, GRPO):
+            yield (
+                f"{stage}: {known} rows do not fill the last step of an epoch; {processes} processes fill it up with "
+                "rows from the epoch's beginning, so the weights differ somewhat from those of one process"
+            )
 
 
 def launch_problems(settings: Settings, machine: Machine, recipe: Recipe) -> Iterator[str]:

@@ -27,7 +27,7 @@ from tasks.data.preparations import Preparations, leaving_nothing
 from tasks.data.preparing import Manner
 from tasks.execution import plan_execution
 from tasks.forecast import stage_inputs
-from tasks.launch import check_batch, launch_problems
+from tasks.launch import check_batch, launch_problems, uneven_steps
 from tasks.library_check import check_libraries
 from tasks.pruned import is_pruned
 from tasks.queue import check_queue
@@ -145,6 +145,8 @@ def _check(recipe: Recipe, settings: Settings, what_if: WhatIf, preparations: Pr
     if problems or machine is None or precision is None:
         raise InputError("\n".join(problems))
     checks = [table.check for table in tables.values()]
+    rows = {check.place.removesuffix(".dataset"): check.rows for check in checks}
+    uneven = uneven_steps(training_sections(recipe), rows, settings.processes)
     # Without its rows and the hub's commits a stage has no name yet, so nothing of it is known to be there.
     unasked = [model for model in (recipe.base_model, *scorers) if what_if.offline and model.source == "hub"]
     named = not (unread or unasked)
@@ -163,7 +165,7 @@ def _check(recipe: Recipe, settings: Settings, what_if: WhatIf, preparations: Pr
         unread=unread,
         named=named,
         needs=_needs(inputs, checks),
-        notes=(*_offline_notes(recipe, unread, unasked), *_notes(recipe, machine, precision, tables), *leaks),
+        notes=(*_offline_notes(recipe, unread, unasked), *_notes(recipe, machine, precision, tables), *leaks, *uneven),
     )
 
 

@@ -23,7 +23,7 @@ from tasks.child_main import ChildOptions
 from tasks.core.plan import TrainingPlan
 from tasks.core.ranks import any_of_all, distribution_arguments, whole_state
 from tasks.execution import Execution, stages_at_once
-from tasks.launch import check_batch, launch_problems, meeting
+from tasks.launch import check_batch, launch_problems, meeting, uneven_steps
 from tasks.queue import Queue, is_admitted
 from tests.test_contracts import INPUTS
 from tests.test_hyperparameters import arguments
@@ -206,6 +206,24 @@ def test_preflight_names_every_stage_that_cannot_be_shared(recipe: Recipe, tmp_p
         preflight.preflight(recipe, Settings(home=tmp_path, device="cpu", processes=3))
     said = str(caught.value).splitlines()
     assert [line.partition(".")[0] for line in said if "cannot be shared" in line] == ["sft", "reward", "dpo", "grpo"]
+
+
+@pytest.mark.parametrize(
+    ("processes", "rows", "changes", "told"),
+    [
+        (2, 43, {"max_steps": None}, True),
+        (2, 43, {"max_steps": 5}, False),
+        (2, 43, {"max_steps": 6}, True),
+        (2, 48, {"max_steps": None}, False),
+        (1, 43, {"max_steps": None}, False),
+    ],
+)
+def test_steps_that_several_processes_fill_up_are_told(
+    recipe: Recipe, processes: int, rows: int, changes: dict[str, Any], told: bool
+) -> None:
+    sections: Any = {"sft": recipe.sft.model_copy(update=changes), "grpo": recipe.grpo}
+    notes = list(uneven_steps(sections, {"sft": rows, "grpo": rows}, processes))
+    assert [note.partition(":")[0] for note in notes] == ["sft"] * told
 
 
 def test_a_cpus_threads_are_divided_among_processes() -> None:
