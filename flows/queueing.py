@@ -34,13 +34,13 @@ def queue(arguments: Namespace) -> int:
 
 
 def _as_json(ticket: "Ticket") -> dict[str, Any]:
-    return ticket.model_dump(mode="json") | {"state": "computing" if ticket.device else "waiting"}
+    return ticket.model_dump(mode="json") | {"state": "computing" if ticket.computes_on else "waiting"}
 
 
 def _row(ticket: "Ticket") -> tuple[str, ...]:
     from flows.terminal import duration
 
-    where = ticket.device or f"waits for {' or '.join(ticket.share.devices)}"
+    where = ", ".join(ticket.computes_on) or f"waits for {' or '.join(ticket.share.devices)}"
     seconds = (datetime.now(UTC) - datetime.fromisoformat(ticket.since)).total_seconds()
     threads = str(ticket.share.threads or "-")
     process = f"{ticket.process} on {ticket.host}"

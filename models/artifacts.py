@@ -43,9 +43,13 @@ class Attempt(Contract):
     per_device_train_batch_size: int
     """Rows that went through the model at once."""
     gradient_accumulation_steps: int
-    """Micro-batches per optimizer step."""
+    """Micro-batches of each process per optimizer step."""
     gradient_checkpointing: bool = False
     """Whether activations were recomputed in the backward pass."""
+    share_prompts: bool = False
+    """Whether a prompt was computed once for all completions of a micro-batch that have it."""
+    processes: int = 1
+    """Processes that trained together."""
     run: str = ""
     """Name of the run that made it."""
     machine: str = ""
@@ -65,7 +69,7 @@ class Attempt(Contract):
     reached_step: int = 0
     """Optimizer step last heard of."""
     peak_memory_bytes: int = 0
-    """Largest resident set of the training process, or the accelerator's peak where there is one; 0: unknown."""
+    """Largest resident set of a training process, or the accelerator's peak where there is one; 0: unknown."""
     energy_joules: float | None = None
     """Energy that the processor packages and NVIDIA devices of the machine took meanwhile, whatever else ran on them;
     none: the machine does not tell."""

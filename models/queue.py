@@ -7,9 +7,11 @@ class Share(Contract):
     """What a stage takes of the machine, and what its settings allow all stages together to take."""
 
     devices: tuple[str, ...]
-    """`cpu`, `mps`, or the accelerators of which it takes one: `cuda:0`, `cuda:1`."""
+    """`cpu`, `mps`, or the accelerators among which it takes its places: `cuda:0`, `cuda:1`."""
+    places: int = 1
+    """Places that it takes, each on another accelerator where there are so many."""
     threads: int
-    """CPU threads; 0 on accelerators, of which a stage takes one place."""
+    """CPU threads; 0 on accelerators, where a stage takes places."""
     threads_limit: int
     """CPU threads of all stages on these devices together."""
     stages_limit: int
@@ -31,7 +33,7 @@ class Ticket(Contract):
     """Name of the machine or container that it is a process of."""
     share: Share
     """What it asks for."""
-    device: str | None = None
-    """The device that it computes on; none: it waits."""
+    computes_on: tuple[str, ...] = ()
+    """The devices that it computes on; empty: it waits."""
     since: str
     """Since when it computes or waits: UTC time, ISO 8601."""

@@ -16,6 +16,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.errors import InputError, describe_validation
+from models.launch import Sharding
 
 
 def _queue_of_user() -> Path:
@@ -49,6 +50,11 @@ class Settings(BaseSettings):
     queue: Path = Field(default_factory=_queue_of_user)
     """Folder of the machine's queue, where runs wait for one another; default: this user's own among the system's
     temporary files. Where several users train, name one folder of a group of theirs, on the machine's own disk."""
+    processes: int = Field(1, ge=1)
+    """Processes that train each stage together, with an accelerator or a part of the threads each."""
+    sharding: Sharding = "ddp"
+    """What several processes share: `ddp` nothing, `fsdp2` weights, gradients and optimizer (PyTorch's FSDP 2), `zero2`
+    gradients and optimizer, `zero3` the weights as well (DeepSpeed)."""
     per_device_train_batch_size: int | None = Field(None, ge=1)
     """Largest micro-batch in rows; default: the whole effective batch. Halved after running out of memory."""
     checkpoint_every_steps: int = Field(25, ge=1)
@@ -59,8 +65,11 @@ class Settings(BaseSettings):
     """Trainer checkpoints kept while a stage trains; with one alone, a damaged one would cost the whole stage."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same weights."""
+    share_prompts: bool = True
+    """Compute a prompt once for all completions of a micro-batch that have it, in GRPO, DPO and reward modelling: less
+    time and memory, the same weights up to rounding."""
     memory_limit_bytes: int | None = Field(None, ge=2**28)
-    """Host memory that a stage's process may allocate, so that a mistake spares the machine; default: no limit."""
+    """Host memory that each process of a stage may allocate, so that mistakes spare the machine; default: no limit."""
     stage_timeout_seconds: float | None = Field(None, gt=0)
     """A stage that takes longer is stopped and fails; default: no limit."""
     reserved_disk_bytes: int = Field(1_000_000_000, ge=0)

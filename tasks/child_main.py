@@ -18,8 +18,10 @@ from pydantic import Field
 
 from models.contract import Contract
 from models.errors import AlignError, InputError, Stopped
+from models.launch import Launch
 from tasks.execution import Execution
 from tasks.files import is_disk_full
+from tasks.launch import meeting
 
 _PR_SET_PDEATHSIG = 1
 _M_TOP_PAD = -2
@@ -30,25 +32,28 @@ class ChildOptions(Contract):
     """How a child runs; none of it changes what it computes."""
 
     threads: int
-    """CPU threads of the child."""
+    """CPU threads of each process."""
     timeout_seconds: float | None = None
     """The child is stopped after so long."""
     memory_limit_bytes: int | None = None
-    """Host memory that it may allocate."""
+    """Host memory that each process may allocate."""
     environment: dict[str, str] = Field({}, repr=False)
     """Variables to set, which may hold secrets."""
-    place: int = 0
+    places: tuple[int, ...] = (0,)
     """Which of several accelerators it sees; with one or none, all there is."""
+    launch: Launch = Launch()
+    """The processes that run the function together."""
 
     @classmethod
-    def of(cls, execution: Execution, place: int) -> "ChildOptions":
-        """The options that settings and machine ask for, in that place of the machine."""
+    def of(cls, execution: Execution, places: tuple[int, ...]) -> "ChildOptions":
+        """The options that settings and machine ask for, in those places of the machine."""
         settings = execution.settings
         return cls(
-            threads=execution.threads,
+            threads=max(1, execution.threads // execution.launch.processes),
             timeout_seconds=settings.stage_timeout_seconds,
             memory_limit_bytes=settings.memory_limit_bytes,
-            place=place,
+            places=places,
+            launch=meeting(execution.launch),
         )
 
 
@@ -68,10 +73,19 @@ def serve(
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
     options: ChildOptions,
-    events: Connection,
-    output: Connection,
+    rank: int,
+    pipes: tuple[Connection, Connection],
 ) -> None:
-    """Run the function and send back what comes of it: reports, what it prints, and its value or failure."""
+    """Run the function and send back what comes of it: reports, what it prints, and its value or failure.
+
+    Args:
+        function: What to run.
+        arguments: What it gets, before the function that sends its reports.
+        options: How it runs.
+        rank: Number of this process among those that run it together.
+        pipes: For events, and for what is printed.
+    """
+    events, output = pipes
     _die_with_server()
     os.setpgid(0, 0)  # a group of its own, so that all that it starts can be ended with it
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -83,12 +97,14 @@ def serve(
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     os.environ.update(options.environment)
     _name_levels()
-    _see_one_accelerator(options.place)
+    _see_accelerators(options.places)
+    _join(options.launch, rank)
     _limit_threads(options.threads)
     if options.memory_limit_bytes:
         _limit_memory(options.memory_limit_bytes)
     try:
-        result = function(*arguments, lambda report: events.send(("report", report, _peak_memory_bytes())))
+        said = "report" if rank == 0 else "peak"
+        result = function(*arguments, lambda report: events.send((said, report, _peak_memory_bytes())))
         events.send(("returned", result, _peak_memory_bytes()))
     except Exception as error:  # whatever it is, it has to cross the process border
         events.send(("failed", _describe(error), _peak_memory_bytes()))
@@ -122,14 +138,21 @@ def signal_on_death_of(parent: int, number: signal.Signals) -> None:
             os.kill(os.getpid(), number)
 
 
-def _see_one_accelerator(place: int) -> None:
-    """Hide all CUDA devices but one: Transformers would spread a batch over all that it sees, and enlarge it."""
+def _see_accelerators(places: tuple[int, ...]) -> None:
+    """Hide all other CUDA devices: Transformers would spread a batch over all that it sees, and enlarge it."""
     import torch
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
     devices = [device for device in visible.split(",") if device]
     if devices:
-        os.environ["CUDA_VISIBLE_DEVICES"] = devices[place % len(devices)]
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices[place % len(devices)] for place in places)
+
+
+def _join(launch: Launch, rank: int) -> None:
+    """Let PyTorch and Accelerate find the other processes, and gloo reach them without the network."""
+    os.environ.update(launch.environment(rank))
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 
 def _limit_threads(threads: int) -> None:

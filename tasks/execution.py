@@ -7,6 +7,7 @@ from typing import Any
 
 from models.artifacts import Precision, Stage
 from models.contract import Contract
+from models.launch import Launch
 from models.queue import Share
 from models.recipe import Recipe
 from models.run import RunRecord
@@ -34,6 +35,8 @@ class Execution(Contract):
     """Number format of weights and activations on this machine."""
     threads: int
     """CPU threads of each stage."""
+    launch: Launch = Launch()
+    """The processes that carry out a stage together; only training knows more than one."""
     parallel_stages: int
     """Stages that may compute at the same time."""
     run: str = ""
@@ -53,6 +56,10 @@ class Execution(Contract):
         side_by_side = min(stages, self.parallel_stages)
         return self.model_copy(update={"threads": max(1, self.threads // side_by_side)})
 
+    def of_training(self) -> "Execution":
+        """The same machine at work with as many processes as the settings ask for."""
+        return self.model_copy(update={"launch": Launch(processes=self.settings.processes)})
+
     @property
     def generator(self) -> Generator:
         """What generates GRPO's completions on this machine."""
@@ -60,11 +67,12 @@ class Execution(Contract):
 
     @property
     def share(self) -> Share:
-        """What a stage takes of the machine: its threads of a CPU, or a place on one of the accelerators."""
+        """What a stage takes of the machine: its threads of a CPU, or a place on an accelerator for each process."""
         on_cpu = self.machine.device == "cpu"
         return Share(
             devices=self._devices(),
-            threads=self.threads if on_cpu else 0,
+            places=1 if on_cpu else self.launch.processes,
+            threads=max(self.threads, self.launch.processes) if on_cpu else 0,
             threads_limit=self.settings.threads or self.machine.cores,
             stages_limit=self.parallel_stages,
         )
@@ -111,4 +119,6 @@ def plan_execution(recipe: Recipe, settings: Settings, machine: Machine | None =
 
 def stages_at_once(settings: Settings, machine: Machine) -> int:
     """Stages that may compute on the machine at the same time."""
-    return settings.parallel_stages or (min(2, machine.cores) if machine.device == "cpu" else machine.accelerators)
+    on_cpu = machine.device == "cpu"
+    places = machine.cores if on_cpu else machine.accelerators
+    return settings.parallel_stages or max(1, min(2 if on_cpu else places, places // settings.processes))

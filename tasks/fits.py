@@ -5,6 +5,7 @@ Kept in the artifact root, a file for each machine and job shape; `align forget`
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -62,10 +63,12 @@ def weights_bytes(checkpoint: Checkpoint) -> int:
 
 def _file(stage: TrainingInput, execution: Execution) -> Path:
     machine, weights = execution.machine, weights_bytes(stage.policy)
-    shape = {
+    shape: dict[str, Any] = {
         "machine": [machine.device, machine.name, machine.memory_bytes, execution.settings.memory_limit_bytes],
         "stage": [stage.stage, stage.precision, weights],
         "quantization": stage.quantization and stage.quantization.model_dump(mode="json"),
         "hyperparameters": stage.hyperparameters.model_dump(mode="json", include=_SHAPE),
     }
+    if execution.launch.processes > 1:
+        shape["processes"] = [execution.launch.processes, execution.settings.sharding]
     return execution.settings.home / "fits" / f"{stage.stage}-{fingerprint(shape)[:ID_LENGTH]}.json"

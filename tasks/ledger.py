@@ -21,6 +21,7 @@ from tasks.energy import EnergyMeter
 from tasks.execution import Execution
 from tasks.files import replace_file
 from tasks.fits import Fit, weights_bytes
+from tasks.launch import check_batch
 from tasks.store import utc_now
 from tasks.vllm import vllm_plan
 
@@ -53,6 +54,7 @@ def plan_attempt(
         fit: What fitted the last time.
 
     Raises:
+        InputError: the processes cannot share the batch equally.
         StageError: one row alone did not fit, with activations recomputed.
     """
     settings = execution.settings
@@ -63,12 +65,17 @@ def plan_attempt(
     known = (settings.per_device_train_batch_size, fit.per_device_train_batch_size if fit else None)
     limits = [size for size in known if size] + [size // 2 for size in sizes[checkpointing]]
     limits += [1] if 1 in sizes[False] else []
-    micro, accumulation = split_batch(stage.hyperparameters.batch_size, min(limits, default=None))
+    processes, batch_size = execution.launch.processes, stage.hyperparameters.batch_size
+    check_batch(stage.stage, batch_size, processes)
+    micro, accumulation = split_batch(batch_size // processes, min(limits, default=None))
     return TrainingPlan(
         device=execution.machine.device,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=accumulation,
+        processes=processes,
+        sharding=settings.sharding,
         gradient_checkpointing=checkpointing,
+        share_prompts=settings.share_prompts,
         checkpoint_every_steps=settings.checkpoint_every_steps,
         checkpoint_every_minutes=settings.checkpoint_every_minutes,
         checkpoints_kept=settings.checkpoints_kept,
@@ -166,6 +173,8 @@ class AttemptRecorder:
             per_device_train_batch_size=self._plan.per_device_train_batch_size,
             gradient_accumulation_steps=self._plan.gradient_accumulation_steps,
             gradient_checkpointing=self._plan.gradient_checkpointing,
+            share_prompts=self._plan.share_prompts,
+            processes=self._plan.processes,
             run=self._execution.run,
             machine=self._execution.machine.name,
             device=self._execution.machine.device,

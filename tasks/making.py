@@ -116,10 +116,10 @@ def _rebuilt(store: ArtifactStore, path: Path, holder: str, execution: Execution
 def _turn(kind: Kind, name: str, execution: Execution, waiting: Waiting) -> Iterator[ChildOptions]:
     """Hold a share of the machine; freezing a dataset's rows needs none."""
     if kind == "dataset":
-        yield ChildOptions.of(execution, 0)
+        yield ChildOptions.of(execution, (0,))
         return
-    with Queue(execution.settings.queue).turn(execution.run, name, execution.share, waiting) as place:
-        yield ChildOptions.of(execution, place)
+    with Queue(execution.settings.queue).turn(execution.run, name, execution.share, waiting) as places:
+        yield ChildOptions.of(execution, places)
 
 
 def _is_forced(name: str, title: str, execution: Execution) -> bool:

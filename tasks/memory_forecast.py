@@ -134,6 +134,7 @@ def _estimate(
 
 def _shape(stage: TrainingInput, longest_rows: tuple[dict[str, object], ...], execution: Execution) -> StageShape:
     workspace = ArtifactStore(execution.settings.home).partial("checkpoint", stage.name)
+    execution = execution.of_training()
     plan = plan_attempt(stage, read_attempts(workspace), execution, recall(stage, execution))
     return StageShape(
         stage=stage.stage,
@@ -188,16 +189,17 @@ def _judge(peak: int, available: int) -> Verdict:
 
 def _fitting(shape: StageShape, footprint: Footprint, available: int) -> int | None:
     """The largest equal part of the batch that fits; between one row and the planned ones memory grows evenly."""
-    planned, batch_size = shape.plan.per_device_train_batch_size, shape.hyperparameters.batch_size
+    plan = shape.plan
+    planned, of_process = plan.per_device_train_batch_size, shape.hyperparameters.batch_size // plan.processes
     a_row = (footprint.peak - footprint.peak_of_one_row) / max(1, planned - 1)
-    sizes = [size for size in range(planned - 1, 0, -1) if batch_size % size == 0]
+    sizes = [size for size in range(planned - 1, 0, -1) if of_process % size == 0]
     return next((size for size in sizes if footprint.peak_of_one_row + (size - 1) * a_row <= available), None)
 
 
 def _available(execution: Execution, taken_beside: int) -> int:
-    """Bytes that a stage may take of the accelerator, or of what is free of the host; 0: unknown."""
+    """Bytes that a process of a stage may take of its accelerator, or of what is free of the host; 0: unknown."""
     machine, limit = execution.machine, execution.settings.memory_limit_bytes
     if machine.device == "cuda":
         return max(1, machine.memory_bytes - _CUDA_CONTEXT_BYTES - taken_beside) if machine.memory_bytes else 0
     free = min(machine.memory_bytes or math.inf, psutil.virtual_memory().available) - taken_beside
-    return max(1, int(min(free, limit or math.inf)))
+    return max(1, int(min(free / execution.settings.processes, limit or math.inf)))

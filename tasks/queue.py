@@ -42,7 +42,14 @@ def is_admitted(in_front: Sequence[Share], asked: Share) -> bool:
     together = [*rivals, asked]
     threads = sum(share.threads for share in together)
     few_enough = len(together) <= min(share.stages_limit for share in together)
-    return not rivals or (few_enough and threads <= min(share.threads_limit for share in together))
+    places = sum(share.places for share in together)
+    fits = threads <= min(share.threads_limit for share in together) and places <= min(map(_all_places, together))
+    return not rivals or (few_enough and fits)
+
+
+def _all_places(share: Share) -> int:
+    """Places on its devices: one each, or more where more stages than devices may compute."""
+    return max(len(share.devices), share.stages_limit)
 
 
 class Queue:
@@ -56,7 +63,7 @@ class Queue:
         self.folder = folder
 
     @contextmanager
-    def turn(self, run: str, stage: str, share: Share, waiting: Waiting) -> Iterator[int]:
+    def turn(self, run: str, stage: str, share: Share, waiting: Waiting) -> Iterator[tuple[int, ...]]:
         """Hold a share of the machine, once it is this stage's turn.
 
         Args:
@@ -66,7 +73,7 @@ class Queue:
             waiting: Told what it waits for, whenever that changes.
 
         Yields:
-            Index of the device to compute on among those of the share.
+            Indices of the devices to compute on among those of the share, one a place.
 
         Raises:
             Stopped: this process is to end while it waits.
@@ -74,7 +81,7 @@ class Queue:
         """
         ticket, lock = self._join(run, stage, share)
         try:
-            yield share.devices.index(self._admitted(ticket, waiting))
+            yield tuple(map(share.devices.index, self._admitted(ticket, waiting)))
         finally:
             self._leave(ticket, lock)
 
@@ -106,8 +113,8 @@ class Queue:
             self._write(ticket)
         return ticket, lock
 
-    def _admitted(self, ticket: Ticket, waiting: Waiting) -> str:
-        """Wait for the ticket's turn; the device that is its own then."""
+    def _admitted(self, ticket: Ticket, waiting: Waiting) -> tuple[str, ...]:
+        """Wait for the ticket's turn; the devices that are its own then."""
         told = ""
         while True:
             stop_if_closing()
@@ -115,9 +122,9 @@ class Queue:
                 living = self._living()
                 in_front = [each for each in living if each.number < ticket.number]
                 if is_admitted([each.share for each in in_front], ticket.share):
-                    device = _least_used(ticket.share.devices, living)
-                    self._write(ticket.model_copy(update={"device": device, "since": utc_now()}))
-                    return device
+                    devices = _least_used(ticket.share, living)
+                    self._write(ticket.model_copy(update={"computes_on": devices, "since": utc_now()}))
+                    return devices
             what = _awaited(ticket.share, in_front)
             if what != told:
                 waiting(what)
@@ -210,10 +217,10 @@ def _unusable(folder: Path, why: object) -> str:
     return f"ALIGN_QUEUE {folder}: cannot hold the queue for computing: {why}; {remedy}"
 
 
-def _least_used(devices: Sequence[str], living: Sequence[Ticket]) -> str:
-    """The first of the devices that the fewest stages compute on."""
-    used = Counter(ticket.device for ticket in living)
-    return min(devices, key=lambda device: used[device])
+def _least_used(share: Share, living: Sequence[Ticket]) -> tuple[str, ...]:
+    """The first of the devices that the fewest stages compute on, one a place."""
+    used = Counter(device for ticket in living for device in ticket.computes_on)
+    return tuple(sorted(share.devices, key=lambda device: used[device])[: share.places])
 
 
 def _awaited(asked: Share, in_front: Sequence[Ticket]) -> str:
@@ -227,6 +234,8 @@ def _awaited(asked: Share, in_front: Sequence[Ticket]) -> str:
     threads, stages = min(share.threads_limit for share in shares), min(share.stages_limit for share in shares)
     if sum(share.threads for share in shares) > threads:
         what = f"{asked.threads} of {threads} cores"
+    elif asked.places > 1:
+        what = f"{asked.places} of {min(map(_all_places, shares))} places on {', '.join(asked.devices)}"
     else:
         what = f"one of {stages} places on {', '.join(asked.devices)}"
     return f"{what}, taken by {computing}" + f", behind {before}" * bool(before)

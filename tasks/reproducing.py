@@ -126,13 +126,14 @@ def scratch_execution(steps: list[Step], settings: Settings) -> Execution:
 
 
 def as_it_was(step: Step, execution: Execution) -> Execution:
-    """With the threads and the micro-batch that the stage had: both decide the order of sums."""
+    """With the threads, the micro-batch and the sharing that the stage had: all decide the order of sums."""
     if step.manifest is None or not step.manifest.attempts:
         return execution
     last = step.manifest.attempts[-1]
     update = {
         "per_device_train_batch_size": last.per_device_train_batch_size,
         "gradient_checkpointing": last.gradient_checkpointing,
+        "share_prompts": last.share_prompts,
     }
     threads = int(step.manifest.machine.get("threads", execution.threads))
     settings = execution.settings.model_copy(update=update)
@@ -260,7 +261,7 @@ def compare(step: Step, made: Checkpoint, store: ArtifactStore, execution: Execu
         return StageReproduction(name=step.name, verdict="not compared", seconds=seconds)
     changes = tuple(_changes(step.manifest, anew))
     same = _weights(anew) == _weights(step.manifest)
-    options = ChildOptions.of(execution, 0)
+    options = ChildOptions.of(execution, (0,))
     difference = 0.0 if same else run_in_child(compare_weights, (made.path, path), options, _ignore, _ignore)
     verdict = "same" if same else "different"
     return StageReproduction(

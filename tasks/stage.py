@@ -54,6 +54,7 @@ def run_stage(stage: TrainingInput, train: Callable[..., TrainingResult], execut
         OutOfMemory, Killed: the next call goes on, with half the micro-batch where memory ran out.
         StageError: it failed.
     """
+    execution = execution.of_training()
 
     def read(path: Path, manifest: Manifest) -> Checkpoint:
         return Checkpoint(

@@ -82,7 +82,8 @@ class Teller:
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log = log
         rows, steps = plan.per_device_train_batch_size, plan.gradient_accumulation_steps
-        self._say("info", f"micro-batch {rows}, accumulation {steps}, on {plan.device}")
+        among = f", {plan.processes} processes ({plan.sharding})" if plan.processes > 1 else ""
+        self._say("info", f"micro-batch {rows}, accumulation {steps}{among}, on {plan.device}")
         self._show_progress("starting", 0.0)
         announce(Progress(stage=self.name, phase="starting"))
 

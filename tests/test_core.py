@@ -99,6 +99,15 @@ class Laboratory:
     base: Checkpoint
     done: dict[tuple[str, str], Trained] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, recipe: Recipe, folder: Path) -> "Laboratory":
+        """A laboratory with the recipe's base model."""
+        stage = BaseModelInput(source=recipe.base_model, origin={"files": "tiny"}, precision="fp32")
+        entry.convert(stage, recipe.base_model.name, folder / "base", silent)
+        return cls(
+            folder, recipe, Checkpoint(path=folder / "base", fingerprint="0" * 64, stage="base", precision="fp32")
+        )
+
     def trained(self, name: str, mode: str = "lora") -> Trained:
         """The stage, trained from its parent as it is with LoRA."""
         if (name, mode) not in self.done:
@@ -158,11 +167,7 @@ class Laboratory:
 
 @pytest.fixture(scope="module")
 def laboratory(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Laboratory:
-    folder = tmp_path_factory.mktemp("core")
-    stage = BaseModelInput(source=recipe.base_model, origin={"files": "tiny"}, precision="fp32")
-    entry.convert(stage, recipe.base_model.name, folder / "base", silent)
-    base = Checkpoint(path=folder / "base", fingerprint="0" * 64, stage="base", precision="fp32")
-    return Laboratory(folder, recipe, base)
+    return Laboratory.of(recipe, tmp_path_factory.mktemp("core"))
 
 
 @pytest.fixture(params=[(name, mode) for name in STAGES for mode in MODES], ids="-".join)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from pydantic import ValidationError
 
 from models.errors import InputError
@@ -12,9 +13,10 @@ from models.recipe import LoRA, Quantization, Recipe
 from settings.machine import Machine
 from settings.settings import Settings
 from tasks import preflight
-from tasks.core.loading import load_policy, load_scorer
-from tasks.core.lora import lora_config
+from tasks.core.loading import load_policy, load_scorer, load_tokenizer
+from tasks.core.lora import lora_config, outputs
 from tasks.core.quantization import (
+    compute_in_float32,
     dequantized,
     pretend_quantized,
     quantization_config,
@@ -23,7 +25,9 @@ from tasks.core.quantization import (
     restore_trained_formats,
     scales_bytes,
 )
-from tests.tiny import build_tiny_model, tiny_recipe, variations
+from tasks.store import ArtifactStore, read_manifest
+from tests.faults import checkpoints
+from tests.tiny import build_tiny_model, run_align, tiny_recipe, variations
 
 WIDE = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 4}
 """Wide enough for every kernel of bitsandbytes, the one that repacks weights included."""
@@ -128,3 +132,27 @@ def test_a_device_without_kernels_is_refused(recipe: Recipe, tmp_path: Path, mon
     asked = recipe.model_copy(update={"quantization": Quantization()})
     with pytest.raises(InputError, match="quantization: 4-bit weights need a CPU or CUDA"):
         preflight.preflight(asked, Settings(home=tmp_path))
+
+
+@pytest.mark.slow
+def test_what_four_stages_publish_computes_what_they_trained(
+    prefect_api: None, wide_model: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    short = {"max_new_tokens": 4, "num_samples": 1}
+    asked = tiny_recipe(wide_model, tiny_data, evaluation=short) | {"quantization": {}, "precision": "bf16"}
+    assert run_align(Recipe.model_validate(asked), tmp_path).record.state == "completed"
+    made, store = checkpoints(tmp_path), ArtifactStore(tmp_path)
+    how = Quantization().model_dump(mode="json")
+    for stage, path in made.items():
+        manifest, loader = read_manifest(path), load_scorer if stage == "reward" else load_policy
+        assert 0 < manifest.metrics["merge_relative_error"] <= 2e-2
+        assert manifest.identity["quantization"] == how
+        parent = store.locate(manifest.parents["policy"])
+        assert parent
+        trained = PeftModel.from_pretrained(loader(parent, torch.bfloat16, "cpu", Quantization()), path / "adapter")
+        tokenizer = load_tokenizer(path)
+        expected = outputs(compute_in_float32(trained), tokenizer)
+        written = outputs(loader(path, torch.float32), tokenizer)
+        assert (written - expected).norm() <= 2e-2 * expected.norm()
+    told = {name.partition("-")[0]: each.identity for name, each in read_manifest(made["grpo"]).ancestors.items()}
+    assert [told[stage]["quantization"] for stage in ("sft", "reward", "dpo")] == [how] * 3

@@ -96,8 +96,8 @@ class Member:
             "import sys; from pathlib import Path; from tasks.queue import Queue; from models.queue import Share\n"
             "queue, share = Queue(Path(sys.argv[1])), Share.model_validate_json(sys.argv[3])\n"
             "say = lambda *what: print(*what, flush=True)\n"
-            "with queue.turn('run ' + sys.argv[2], sys.argv[2], share, say) as place:\n"
-            "    say('place', place); sys.stdin.readline()\n"
+            "with queue.turn('run ' + sys.argv[2], sys.argv[2], share, say) as places:\n"
+            "    say('place', *places); sys.stdin.readline()\n"
         )
         command = [sys.executable, "-c", code, str(folder), name, share.model_dump_json()]
         self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -146,7 +146,7 @@ def order(folder: Path) -> list[str]:
 
 
 def computing(folder: Path) -> list[str]:
-    return [ticket.stage for ticket in Queue(folder).tickets() if ticket.device]
+    return [ticket.stage for ticket in Queue(folder).tickets() if ticket.computes_on]
 
 
 @pytest.mark.slow
@@ -187,7 +187,10 @@ def test_each_stage_has_an_accelerator_of_its_own(folder: Path, join: Join) -> N
     assert members[2].says().startswith("one of 2 places on cuda:4, cuda:7, taken by a of run run a")
     members[0].leave()
     wait_until(lambda: computing(folder) == ["b", "c"], 30)
-    assert {ticket.stage: ticket.device for ticket in Queue(folder).tickets()} == {"b": "cuda:7", "c": "cuda:4"}
+    assert {ticket.stage: ticket.computes_on for ticket in Queue(folder).tickets()} == {
+        "b": ("cuda:7",),
+        "c": ("cuda:4",),
+    }
 
 
 def test_threads_of_one_process_share_it_like_processes(folder: Path) -> None:
@@ -305,4 +308,4 @@ def test_tickets_are_whole_and_named_by_number(folder: Path) -> None:
     with Queue(folder).turn("run", "sft", cpu(1), print), Queue(folder).turn("run", "dpo", cpu(1), print):
         written = {path.stem: Ticket.model_validate_json(path.read_bytes()) for path in folder.glob("*.json")}
     assert {name: ticket.stage for name, ticket in written.items()} == {"000001": "sft", "000002": "dpo"}
-    assert all(ticket.process == os.getpid() and ticket.device == "cpu" for ticket in written.values())
+    assert all(ticket.process == os.getpid() and ticket.computes_on == ("cpu",) for ticket in written.values())

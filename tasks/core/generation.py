@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from jinja2 import TemplateError
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils.logging import disable_progress_bar
 
 from models.errors import InputError
+from tasks.core.decoding import complete
 from tasks.core.loading import load_policy, load_tokenizer
 from tasks.core.memory import in_parts
 from tasks.core.plan import BATCH_TOKENS
@@ -200,7 +201,6 @@ def _batches(prompts: list[list[int]], max_new_tokens: int, batch_tokens: int) -
     return batches if order else []
 
 
-@torch.inference_mode()
 def _generate_batch(
     chat: ChatModel,
     prompts: Sequence[list[int]],
@@ -210,45 +210,24 @@ def _generate_batch(
     num_replies: int,
     **watching: Any,
 ) -> list[list[Reply]]:
-    padded = chat.tokenizer.pad({"input_ids": list(prompts)}, padding_side="left", return_tensors="pt").to(
-        chat.model.device
-    )
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
-    output = chat.model.generate(
-        **{name: tensor.repeat_interleave(num_replies, dim=0) for name, tensor in padded.items()},
-        **sampling,
-        past_key_values=_prefill(chat, padded, num_replies),
-        max_new_tokens=max_new_tokens,
-        pad_token_id=chat.tokenizer.pad_token_id,
-        **watching,
-    )
     ends = _ends(chat.model)
-    replies = [_reply(chat.tokenizer, row, ends) for row in output[:, padded["input_ids"].shape[1] :].tolist()]
+    repeated = [prompt for prompt in prompts for _ in range(num_replies)]
+    rows = complete(
+        chat.model, repeated, ends, chat.tokenizer.pad_token_id, max_new_tokens=max_new_tokens, **sampling, **watching
+    )
+    replies = [_reply(chat.tokenizer, row, ends) for row in rows]
     return [replies[start : start + num_replies] for start in range(0, len(replies), num_replies)]
 
 
-def _ends(model: PreTrainedModel) -> set[int]:
+def _ends(model: PreTrainedModel) -> list[int]:
     """The tokens that end a reply."""
     ends = model.generation_config.eos_token_id
-    return set(ends if isinstance(ends, list) else [ends])
+    return ends if isinstance(ends, list) else [ends]
 
 
-def _reply(tokenizer: PreTrainedTokenizerBase, tokens: list[int], ends: set[int]) -> Reply:
-    """A reply from its row of a batch, where padding follows the token that ended it."""
-    length = next((position for position, token in enumerate(tokens) if token in ends), len(tokens))
+def _reply(tokenizer: PreTrainedTokenizerBase, tokens: list[int], ends: list[int]) -> Reply:
+    """A reply from its tokens, with the one that ended it."""
+    stopped = bool(tokens) and tokens[-1] in ends
     text = tokenizer.decode(tokens, skip_special_tokens=True)
-    return Reply(text, tuple(tokens[:length]), stopped=length < len(tokens))
-
-
-def _prefill(chat: ChatModel, padded: Any, num_replies: int) -> DynamicCache | None:
-    """Keys and values of the prompts but their last token, computed once for all replies to a prompt."""
-    if num_replies == 1:
-        return None
-    mask = padded["attention_mask"][:, :-1]
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    cache = DynamicCache(config=chat.model.config)
-    chat.model.base_model(
-        input_ids=padded["input_ids"][:, :-1], attention_mask=mask, position_ids=positions, past_key_values=cache
-    )
-    cache.batch_repeat_interleave(num_replies)
-    return cache
+    return Reply(text, tuple(tokens[:-1] if stopped else tokens), stopped)

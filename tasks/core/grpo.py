@@ -8,6 +8,7 @@ of the user's.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,19 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.modeling_outputs import SequenceClassifierOutput
 from trl import GRPOConfig, GRPOTrainer
+from trl.models import unwrap_model_for_generation
 
 from models.errors import StageError
 from models.rewards import Reward
 from models.stages import GRPOInput
 from tasks.core.columns import unpacked
+from tasks.core.decoding import complete, merged_adapters
 from tasks.core.loading import DTYPES, load_policy, load_scorer, load_tokenizer, load_trainable, training_dataset
 from tasks.core.lora import lora_config, write_model
 from tasks.core.memory import in_parts
 from tasks.core.plan import VLLM, TrainingPlan, TrainingResult
 from tasks.core.reward_shares import reward_shares
+from tasks.core.shared_prompts import share_prompts
 from tasks.core.trainer import Report, Workspace, train, trainer_arguments
 from tasks.core.trl_rewards import trl_reward
 from tasks.core.user_reward import UserReward, accounting_for, user_reward
@@ -124,7 +128,14 @@ class _Trainer(GRPOTrainer):
             completions: tuple[list[list[int]], Any] = whole(prompt_ids, *arguments, **options)
             return completions
         # Completions are drawn independently: their distribution is the same in parts.
-        return in_parts(lambda some: whole(list(some), *arguments, **options)[0], prompt_ids), None
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # processes that hold a shard each go in step
+            return in_parts(lambda some: whole(list(some), *arguments, **options)[0], prompt_ids), None
+        with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as policy, merged_adapters(policy):
+            return in_parts(partial(self._complete, policy), prompt_ids), None
+
+    def _complete(self, policy: Any, prompt_ids: Sequence[list[int]]) -> list[list[int]]:
+        pad_token_id, config = self.generation_config.pad_token_id, self.generation_config
+        return complete(policy, prompt_ids, self.eos_token_ids, pad_token_id, generation_config=config)
 
 
 def train_grpo_policy(stage: GRPOInput, plan: TrainingPlan, folder: Path, report: Report) -> TrainingResult:
@@ -146,6 +157,8 @@ def train_grpo_policy(stage: GRPOInput, plan: TrainingPlan, folder: Path, report
         processing_class=tokenizer,
         peft_config=lora_config(stage.hyperparameters.lora, "CAUSAL_LM"),
     )
+    if plan.share_prompts:
+        share_prompts(trainer.model, trainer.ref_model)
     trainer.reward_func_names = [reward.label for reward in stage.hyperparameters.rewards]
     with accounting_for(functions, workspace.model) as failures:
         resumed = train(trainer, stage, plan, workspace, report)

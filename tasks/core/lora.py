@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.artifacts import Precision
 from models.errors import StageError
 from models.recipe import LoRA, Quantization
 from models.stages import TrainingInput
-from tasks.core.loading import DTYPES, load_policy, load_scorer
+from tasks.core.loading import DTYPES, load_policy, load_scorer, load_trainable
 from tasks.core.quantization import compute_in_float32, dequantized
+from tasks.core.ranks import is_main, whole_state
 from tasks.core.trainer import Workspace
 
 Task = Literal["CAUSAL_LM", "SEQ_CLS"]
@@ -56,12 +57,18 @@ def write_model(
 ) -> dict[str, float]:
     """Write the trained model as a folder that loads by itself, and compare what was written with what was trained.
 
+    Of several processes that have trained it, one does so, and the others return at once.
+
     Returns:
         `merge_relative_error`: norm of the difference of outputs, relative to the trained model's.
 
     Raises:
         StageError: the written model's outputs differ by more than rounding explains.
     """
+    state = whole_state(trained)
+    if not is_main():
+        return {}
+    trained = _assembled(state, stage, task) if state else trained
     load, precision = _LOADERS[task], stage.precision
     expected = outputs(compute_in_float32(trained), tokenizer)
     if isinstance(trained, PeftModel):
@@ -78,6 +85,16 @@ def write_model(
             f"allowed {_TOLERANCE[precision]:.2g}; nothing was published"
         )
     return {"merge_relative_error": error}
+
+
+def _assembled(state: dict[str, torch.Tensor], stage: TrainingInput, task: Task) -> PreTrainedModel | PeftModel:
+    """A model that was trained in shards, whole and on the host."""
+    adapter = lora_config(stage.hyperparameters.lora, task)
+    fresh = load_trainable(_LOADERS[task], stage, "cpu")
+    model = get_peft_model(fresh, adapter) if adapter else fresh
+    model.load_state_dict(state, assign=True)
+    model.tie_weights()
+    return model
 
 
 def merge(

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from models.artifacts import Precision, Stage
 from models.contract import Contract
+from models.launch import Sharding
 from models.recipe import Quantization, Training
 
 PROJECT = "align"
@@ -35,11 +36,17 @@ class TrainingPlan(Contract):
     device: Literal["cpu", "cuda", "mps"]
     """Device to train on."""
     per_device_train_batch_size: int
-    """Rows that go through the model at once."""
+    """Rows that go through each process's model at once."""
     gradient_accumulation_steps: int
-    """Micro-batches per optimizer step."""
+    """Micro-batches of each process per optimizer step."""
+    processes: int = 1
+    """Processes that train together; rows, accumulation and processes multiply to the batch."""
+    sharding: Sharding = "ddp"
+    """What they spread over themselves."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
+    share_prompts: bool = False
+    """Compute a prompt once for all completions of a micro-batch that have it."""
     checkpoint_every_steps: int = 25
     """Most optimizer steps between two trainer checkpoints."""
     checkpoint_every_minutes: float = 5.0

@@ -4,6 +4,7 @@ Where a CPU computes bfloat16 with AVX-512, bitsandbytes repacks the weights in 
 gradients. After that gradients, merges and saved weights are wrong, and nothing says so: repacking is switched off.
 """
 
+import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,7 +42,8 @@ def load_quantized(kind: Any, path: Path, device: str, quantization: Quantizatio
         options: Further arguments of `from_pretrained`, `dtype` among them.
     """
     config = quantization_config(quantization, options["dtype"])
-    place = {"": 0 if device == "cuda" else device}  # Accelerate takes no device without its index
+    # Accelerate takes no device without its index, which is the process's own where several train together.
+    place = {"": int(os.environ.get("LOCAL_RANK", "0")) if device == "cuda" else device}
     model = cast(PreTrainedModel, kind.from_pretrained(path, quantization_config=config, device_map=place, **options))
     _never_repack(model)
     return model

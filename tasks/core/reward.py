@@ -16,6 +16,7 @@ from models.stages import RewardInput
 from tasks.core.loading import load_scorer, load_tokenizer, load_trainable, training_dataset
 from tasks.core.lora import lora_config, write_model
 from tasks.core.plan import TrainingPlan, TrainingResult
+from tasks.core.shared_prompts import share_prompts
 from tasks.core.trainer import Report, Workspace, train, trainer_arguments
 
 
@@ -42,6 +43,8 @@ def train_scorer(stage: RewardInput, plan: TrainingPlan, folder: Path, report: R
         processing_class=tokenizer,
         peft_config=lora_config(stage.hyperparameters.lora, "SEQ_CLS"),
     )
+    if plan.share_prompts:
+        share_prompts(trainer.model)
     resumed = train(trainer, stage, plan, workspace, report)
     report({"phase": "merging"})
     metrics = write_model(trainer.model, tokenizer, stage, workspace, "SEQ_CLS")

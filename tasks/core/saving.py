@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from tasks.checkpoints import seal
 from tasks.core.plan import TrainingPlan
+from tasks.core.ranks import any_of_all, is_main, wait_for_all
 
 
 class Saver(TrainerCallback):
@@ -32,15 +33,19 @@ class Saver(TrainerCallback):
         """Ask for a checkpoint where one is due."""
         # Completions that several steps share are not part of a checkpoint, which so lies between two generations.
         shared = state.global_step % getattr(args, "num_iterations", 1) and state.global_step < state.max_steps
-        if self._is_due(state) and not shared:
+        due, self.told_to_stop = any_of_all(self._is_due(state), self.told_to_stop)
+        if (due or self.told_to_stop) and not shared:
             control.should_save = True
             control.should_training_stop = control.should_training_stop or self.told_to_stop
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Seal what was written."""
+        """Seal what was written, once all processes have written their parts; nobody goes on, or ends, before that."""
         self._step, self._saved = state.global_step, time.monotonic()
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        seal(folder, state.global_step, state.max_steps, self._seconds_before + self._saved - self._started)
+        wait_for_all()
+        if is_main():
+            seal(folder, state.global_step, state.max_steps, self._seconds_before + self._saved - self._started)
+        wait_for_all()
 
     @contextmanager
     def heeding_sigterm(self) -> Iterator[None]:
@@ -58,8 +63,7 @@ class Saver(TrainerCallback):
     def _is_due(self, state: TrainerState) -> bool:
         minutes = (time.monotonic() - self._saved) / 60
         return (
-            self.told_to_stop
-            or state.global_step >= state.max_steps
+            state.global_step >= state.max_steps
             or state.global_step - self._step >= self._plan.checkpoint_every_steps
             or minutes >= self._plan.checkpoint_every_minutes
         )

@@ -9,7 +9,6 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -19,6 +18,7 @@ from tasks.alarms import write_alarms
 from tasks.checkpoints import TRAINER, discard_after, last_whole_checkpoint
 from tasks.core.plan import PROJECT, TrainingPlan
 from tasks.core.quantization import restore_trained_formats
+from tasks.core.ranks import distribution_arguments, is_finite, is_main
 from tasks.core.saving import Saver
 from tasks.core.tracking import Lineage
 from tasks.core.watching import Watcher
@@ -70,6 +70,7 @@ def trainer_arguments(stage: TrainingInput, plan: TrainingPlan, folder: Path) ->
         "run_name": stage.name,
         "project": PROJECT,
         "disable_tqdm": True,
+        **distribution_arguments(plan),
     }
 
 
@@ -83,7 +84,8 @@ def train(trainer: Trainer, stage: TrainingInput, plan: TrainingPlan, workspace:
         Stopped: SIGTERM came; a checkpoint of the last step is kept.
         StageError: an alarm stopped the stage, weights are not finite, or a checkpoint was there and was not taken up.
     """
-    checkpoint, seconds_before = _take_stock(workspace.trainer)
+    with trainer.accelerator.main_process_first():
+        checkpoint, seconds_before = _take_stock(workspace.trainer)
     progress, saver = _Reporter(report), Saver(plan, seconds_before)
     watcher = Watcher(stage, getattr(trainer, "reward_func_names", ()), report)
     for callback in (progress, saver, watcher, Lineage(trainer, stage, plan)):
@@ -101,10 +103,11 @@ def train(trainer: Trainer, stage: TrainingInput, plan: TrainingPlan, workspace:
     if checkpoint and not progress.first_step:
         raise StageError(f"{checkpoint.name} was there, but training started from step 0; delete {workspace.trainer}")
     watcher.finish(trainer.state)
-    if not all(torch.isfinite(parameter).all() for parameter in trainer.model.parameters() if parameter.requires_grad):
+    if not is_finite(trainer.model):
         raise StageError("training diverged: weights are not finite; lower the learning rate")
-    _write_history(trainer, workspace)
-    write_alarms(workspace.model, watcher.raised)
+    if is_main():
+        _write_history(trainer, workspace)
+        write_alarms(workspace.model, watcher.raised)
     return progress.first_step
 
 
@@ -123,7 +126,8 @@ def _clearing_up(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception:
-        _take_stock(folder)
+        if is_main():
+            _take_stock(folder)
         raise
 
 

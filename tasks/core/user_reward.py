@@ -11,6 +11,7 @@ from typing import Any
 
 from models.errors import StageError
 from models.rewards import Reward
+from tasks.core.ranks import is_main, sum_of_all
 from tasks.core.reward_process import CallFailed, RewardProcess
 from tasks.files import file_digest
 from tasks.reward_functions import function_file
@@ -55,8 +56,10 @@ def accounting_for(rewards: Iterable[object], folder: Path) -> Iterator[dict[str
     finally:
         for user in users:
             user.close()
+    for user in users:
+        user.failures = sum_of_all(user.failures)
     told = {user.__name__: {**user.failures, "last": user.last_failure} for user in users if user.failures}
-    if told:
+    if told and is_main():
         (folder / FAILURES).write_text(json.dumps(told, indent=2))
     for user in users:
         metrics |= user.metrics()

@@ -1,0 +1,138 @@
+"""Replies token by token, with no more work than they need.
+
+A prompt is read once for all its replies, adapters can be merged meanwhile, and replies that ended leave the batch.
+What is drawn has the distribution of Transformers' own sampling, and greedily the same tokens; random numbers fall on
+the replies in another order.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import Linear
+from torch import nn
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+
+
+@torch.no_grad()
+def complete(
+    model: Any, prompts: Sequence[list[int]], ends: Sequence[int], pad_token_id: int, **options: Any
+) -> list[list[int]]:
+    """The replies of a causal language model to tokenised prompts, each with the token that ended it.
+
+    Args:
+        model: The model, with or without adapters.
+        prompts: Tokens of each prompt; equal prompts in a row are read once.
+        ends: Tokens that end a reply.
+        pad_token_id: Stands where a shorter prompt has no token.
+        options: Further ones of `generate`. A `streamer` or `stopping_criteria` keep the batch whole.
+    """
+    padded = _padded(prompts, pad_token_id).to(model.device)
+    unique, repeats = torch.unique_consecutive(padded, dim=0, return_counts=True)
+    rows = torch.arange(len(unique), device=model.device).repeat_interleave(repeats)
+    ids, mask = unique.unbind(-1)
+    watched = options.keys() & {"streamer", "stopping_criteria"}
+    output = model.generate(
+        input_ids=ids[rows],
+        attention_mask=mask[rows],
+        past_key_values=_read(model, ids, mask, rows) if len(unique) < len(prompts) else None,
+        eos_token_id=list(ends),
+        pad_token_id=pad_token_id,
+        custom_generate=None if watched else _decode,
+        **options,
+    )
+    return [_until(row, ends) for row in output[:, ids.shape[1] :].tolist()]
+
+
+def _padded(prompts: Sequence[list[int]], pad_token_id: int) -> torch.Tensor:
+    """Tokens and mask as (prompts, tokens, 2), padded on the left."""
+    longest = max(map(len, prompts))
+    ids = [[pad_token_id] * (longest - len(prompt)) + prompt for prompt in prompts]
+    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.stack([torch.tensor(ids), torch.tensor(mask)], dim=-1)
+
+
+def _read(model: Any, ids: torch.Tensor, mask: torch.Tensor, rows: torch.Tensor) -> DynamicCache:
+    """Keys and values of each prompt but its last token, once for each of `rows`."""
+    decoder = (model.get_base_model() if isinstance(model, PeftModel) else model).base_model
+    cache = DynamicCache(config=decoder.config)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    decoder(input_ids=ids[:, :-1], attention_mask=mask[:, :-1], position_ids=positions[:, :-1], past_key_values=cache)
+    cache.batch_select_indices(rows)
+    return cache
+
+
+def _until(tokens: list[int], ends: Sequence[int]) -> list[int]:
+    length = next((place for place, token in enumerate(tokens, 1) if token in ends), len(tokens))
+    return tokens[:length]
+
+
+def _decode(
+    model: Any,
+    input_ids: torch.Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    **state: Any,
+) -> torch.Tensor:
+    """Transformers' sampling or greedy search, as `custom_generate`, whose batch shrinks as replies end.
+
+    Returns:
+        Prompts and replies as (rows, tokens), padded on the right.
+    """
+    rows = torch.arange(len(input_ids), device=input_ids.device)
+    replies: dict[int, torch.Tensor] = {}
+    outputs = model._prefill(input_ids, generation_config, state)
+    while True:
+        state = model._update_model_kwargs_for_generation(outputs, state)
+        scores = logits_processor(input_ids, outputs.logits[:, -1].float())
+        input_ids = torch.cat([input_ids, _chosen(scores, generation_config.do_sample)], dim=1)
+        ended = stopping_criteria(input_ids, None)
+        replies |= dict(zip(rows[ended].tolist(), input_ids[ended], strict=True))
+        if ended.all():
+            break
+        if ended.any():
+            going = (~ended).nonzero().squeeze(1)
+            rows, input_ids, state = rows[going], input_ids[going], _selected(state, going, len(ended))
+        outputs = model(**model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **state))
+    ordered = [replies[row] for row in range(len(replies))]
+    return nn.utils.rnn.pad_sequence(ordered, batch_first=True, padding_value=generation_config.pad_token_id)
+
+
+def _chosen(scores: torch.Tensor, do_sample: bool) -> torch.Tensor:
+    """The next tokens as (rows, 1)."""
+    return torch.multinomial(scores.softmax(-1), 1) if do_sample else scores.argmax(-1, keepdim=True)
+
+
+def _selected(state: dict[str, Any], rows: torch.Tensor, batch: int) -> dict[str, Any]:
+    """What the model takes besides tokens, for some rows of a batch."""
+    state["past_key_values"].batch_select_indices(rows)
+    return {
+        name: value[rows] if isinstance(value, torch.Tensor) and len(value) == batch else value
+        for name, value in state.items()
+    }
+
+
+@contextmanager
+def merged_adapters(model: Any) -> Iterator[None]:
+    """LoRA adapters added to the weights that they adapt, which afterwards are, bit for bit, what they were.
+
+    Weights in 4 bits, and those whose format would round the adapters off, stay as they are.
+    """
+    layers = [each for each in model.modules() if isinstance(each, Linear) and not each.merged and _is_exact(each)]
+    kept = [layer.get_base_layer().weight.data for layer in layers]
+    try:
+        for layer in layers:
+            layer.merge(safe_merge=True)  # into a copy
+        yield
+    finally:
+        for layer, weight in zip(layers, kept, strict=True):
+            layer.get_base_layer().weight.data = weight
+            layer.merged_adapters.clear()
+
+
+def _is_exact(layer: Linear) -> bool:
+    weight: torch.Tensor = layer.get_base_layer().weight
+    return weight.dtype == torch.float32

@@ -1,0 +1,207 @@
+"""Computing a prompt once for all completions of a micro-batch that share it, in GRPO, DPO and reward modelling.
+
+TRL puts the prompt into the row of each completion. Here the forward pass of the model's backbone packs the rows
+(`tasks.core.prefix_tree`), runs once, and hands back the states in the order that was asked for, so losses and metrics
+stay TRL's own; policy, earlier policy and reference all pass through here. States, gradients and so weights are the
+same up to rounding. Only LoRA's dropout draws other random numbers: a prompt has one draw, not one a completion.
+
+A mask says for each token what it attends to, which PyTorch's attention (SDPA) and Transformers' eager one take, with
+sliding windows, too. Attention without such masks (FlashAttention) and layers of other kinds stay with TRL's way.
+
+The scores of tokens are taken from the states of completions alone, where TRL on a CPU takes them of prompts as well.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import wraps
+from types import MethodType
+from typing import Any
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from tasks.core.memory import is_out_of_memory
+from tasks.core.prefix_tree import Packing, pack
+
+_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2.5e-2, torch.bfloat16: 2e-1}
+"""Largest relative error of a token's state that rounding may explain; in SmolLM2 it explains 2e-6, 5e-3 and 4e-2.
+
+There, positions counted along the packed row, completions that see each other and windows left out come to 1 and more.
+"""
+_KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+
+
+def share_prompts(*models: torch.nn.Module | None) -> None:
+    """Have models compute once what rows of a micro-batch have in common at their beginnings.
+
+    It changes their forward pass, as TRL does for scores, in training alone: generation stays as it is. The first batch
+    goes through a model in both ways. Where they differ by more than rounding explains, or the model does not take such
+    rows, TRL's way is kept and the log says so.
+
+    Args:
+        models: As a trainer holds them: the policy with its adapter, or the model and the reference that is its copy,
+            where there is one.
+    """
+    for model in models:
+        if model is None:
+            continue
+        plain = extract_model_from_parallel(model)
+        base = plain.get_base_model() if isinstance(plain, PeftModel) else plain
+        backbone = _Backbone(base.base_model)
+        if base.get_output_embeddings() is not None:
+            _score_completions_alone(base, backbone)
+
+
+class _Backbone:
+    """The forward pass of a model without its head, put in the place of its own."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._own = model.forward
+        self._config = model.config.get_text_config()
+        self._shares: bool | None = None
+        self._wanted: torch.Tensor | None = None
+
+        @wraps(model.forward)
+        def forward(_: PreTrainedModel, *arguments: Any, **options: Any) -> Any:
+            return self._selected(self._forward(*arguments, **options))
+
+        model.forward = MethodType(forward, model)
+
+    @contextmanager
+    def handing_back(self, wanted: torch.Tensor) -> Iterator[None]:
+        """Within it, states are those of the wanted tokens alone.
+
+        Args:
+            wanted: (batch, tokens) of booleans; the states are (1, wanted tokens, hidden).
+        """
+        self._wanted = wanted
+        try:
+            yield
+        finally:
+            self._wanted = None
+
+    def _selected(self, outputs: Any) -> Any:
+        if self._wanted is not None:
+            outputs.last_hidden_state = outputs.last_hidden_state[self._wanted].unsqueeze(0)
+        return outputs
+
+    def _forward(self, input_ids: Any = None, *arguments: Any, **options: Any) -> Any:
+        asked = {name for name, value in options.items() if value is not None and value is not False}
+        plain = not arguments and asked - {"return_dict"} == {"attention_mask"} and options["attention_mask"].ndim == 2
+        without_cache = options.get("use_cache") is False  # as in training; generation has one
+        packing = self._packing(input_ids, options["attention_mask"]) if plain and without_cache else None
+        return self._run(packing) if packing else self._own(input_ids, *arguments, **options)
+
+    def _packing(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Packing | None:
+        """The packed rows, where they pay and the model takes them."""
+        if self._shares is None:
+            self._shares = self._agrees(input_ids, attention_mask)
+        return pack(input_ids, attention_mask, self._config.hidden_size) if self._shares else None
+
+    def _run(self, packing: Packing) -> Any:
+        outputs = self._own(
+            input_ids=packing.input_ids,
+            attention_mask=self._masks(packing),
+            position_ids=packing.position_ids,
+            use_cache=False,
+        )
+        outputs.last_hidden_state = packing.unpack(outputs.last_hidden_state)
+        return outputs
+
+    def _masks(self, packing: Packing) -> torch.Tensor | dict[str, torch.Tensor]:
+        """The mask as the model's attention takes it, one for each kind of layer where there are several."""
+        window = getattr(self._config, "sliding_window", None)
+        if "sliding_attention" not in _layers(self._config):
+            return self._mask(packing, window if not _layers(self._config) else None)
+        return {
+            "full_attention": self._mask(packing, None),
+            "sliding_attention": self._mask(packing, window),
+        }
+
+    def _mask(self, packing: Packing, window: int | None) -> torch.Tensor:
+        visible = packing.within(window)
+        if self._config._attn_implementation == "sdpa":
+            return visible
+        dtype = self._model.get_input_embeddings().weight.dtype
+        return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(
+            ~visible, torch.finfo(dtype).min
+        )
+
+    def _agrees(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> bool:
+        """Whether the model gives the same states in both ways; in every process it runs as often."""
+        attention = self._config._attn_implementation
+        if attention not in {"sdpa", "eager"} or _layers(self._config) - _KNOWN_LAYERS:
+            return _refuse(f"{attention} attention or one of its layers takes no mask of its own for each token")
+        packing = pack(input_ids, attention_mask, self._config.hidden_size, always=True)
+        if packing is None:
+            return _refuse("its rows are padded amid their tokens")
+        real = attention_mask.bool()
+        with torch.no_grad(), _without_dropout(self._model):
+            own = self._own(input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state[real].float()
+            try:
+                ours = self._run(packing).last_hidden_state[real].float()
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                return _refuse(f"it takes no packed rows ({type(error).__name__}: {error})")
+        off = float(((ours - own).norm(dim=-1) / own.norm(dim=-1)).max())
+        allowed = _TOLERANCE[self._dtype()]
+        return off <= allowed or _refuse(f"its states would be off by {off:.2g}, allowed {allowed:.2g}")
+
+    def _dtype(self) -> torch.dtype:
+        """The number format that the model computes in."""
+        device = self._model.device.type
+        if torch.is_autocast_enabled(device):
+            return torch.get_autocast_dtype(device)
+        dtype: torch.dtype = self._model.get_input_embeddings().weight.dtype
+        return dtype
+
+
+def _layers(config: Any) -> set[str]:
+    """The kinds of layers, where the model names them."""
+    return set(getattr(config, "layer_types", None) or ())
+
+
+def _refuse(reason: str) -> bool:
+    print(f"prompts are not shared, each row is computed in full: {reason}")  # noqa: T201
+    return False
+
+
+@contextmanager
+def _without_dropout(model: PreTrainedModel) -> Iterator[None]:
+    training = model.training
+    try:
+        yield model.eval()
+    finally:
+        model.train(training)
+
+
+def _score_completions_alone(model: PreTrainedModel, backbone: _Backbone) -> None:
+    """Have TRL's fused head score labelled tokens alone; on a CPU it scores all and forgets those without label."""
+    own = model.forward
+
+    @wraps(own)
+    def forward(
+        _: PreTrainedModel, *arguments: Any, fused_lm_head: bool = False, labels: Any = None, **options: Any
+    ) -> Any:
+        if not fused_lm_head or labels is None or not (labels[:, 1:] != -100).any():
+            return own(*arguments, fused_lm_head=fused_lm_head, labels=labels, **options)
+        scored = labels[:, 1:] != -100
+        wanted = torch.nn.functional.pad(scored, (0, 1))  # the state of a token scores the one after it
+        with backbone.handing_back(wanted):
+            outputs = own(*arguments, fused_lm_head=True, shift_labels=labels[:, 1:][scored].unsqueeze(0), **options)
+        return _spread(outputs, scored)
+
+    model.forward = MethodType(forward, model)
+
+
+def _spread(outputs: Any, scored: torch.Tensor) -> Any:
+    """Figures of the scored tokens, (1, scored tokens), put in their places among (batch, tokens - 1), with zeros."""
+    for name in ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1", "label_mask"):
+        figures = getattr(outputs, name)
+        if figures is not None:
+            setattr(outputs, name, figures.new_zeros(scored.shape).masked_scatter(scored, figures))
+    return outputs

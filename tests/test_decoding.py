@@ -1,0 +1,95 @@
+"""Replies token by token: the tokens of Transformers' own search, the same distribution and weights."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tasks.core.decoding import complete, merged_adapters
+from tasks.core.loading import load_policy
+
+NEVER = (258,)
+PROMPTS = [[5, 9, 11], [5, 9, 11], [12], [12], [12], [40, 41, 42, 43, 44]]
+
+
+@pytest.fixture(scope="module")
+def policy(tiny_model: Path) -> PeftModel:
+    """A tiny policy whose adapters do something."""
+    return adapted(load_policy(tiny_model, torch.float32))
+
+
+def adapted(model: Any) -> PeftModel:
+    torch.manual_seed(0)
+    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"]))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    return model.eval()
+
+
+def searched(model: Any, tokens: int, ends: tuple[int, ...] = NEVER) -> list[list[int]]:
+    """Greedy replies of Transformers' own search, one prompt at a time, each with its end."""
+    replies = []
+    for prompt in PROMPTS:
+        output = model.generate(
+            input_ids=torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            do_sample=False, max_new_tokens=tokens, eos_token_id=list(ends), pad_token_id=0,
+        )  # fmt: skip
+        replies.append(output[0, len(prompt) :].tolist())
+    return replies
+
+
+def ends_of(model: Any, tokens: int) -> tuple[int, ...]:
+    """Tokens that end some replies early and others later."""
+    replies = searched(model, tokens)
+    return replies[0][2], replies[2][tokens // 2]
+
+
+def test_greedy_replies_are_those_of_transformers(policy: PeftModel) -> None:
+    ends = ends_of(policy, 24)
+    expected = searched(policy, 24, ends)
+    assert len({len(reply) for reply in expected}) > 1, "no reply ends before the others"
+    assert complete(policy, PROMPTS, ends, 0, do_sample=False, max_new_tokens=24) == expected
+    with merged_adapters(policy):
+        assert complete(policy, PROMPTS, ends, 0, do_sample=False, max_new_tokens=24) == expected
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "gemma3_text", "mistral"])
+def test_other_architectures(kind: str) -> None:
+    torch.manual_seed(1)
+    sizes = {"vocab_size": 259, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 16}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "sliding_window": 8}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **heads)).eval()
+    ends = ends_of(model, 16)
+    assert complete(model, PROMPTS, ends, 0, do_sample=False, max_new_tokens=16) == searched(model, 16, ends)
+
+
+def test_sampled_replies_have_the_model_s_distribution(policy: PeftModel) -> None:
+    torch.manual_seed(3)
+    drawn = complete(policy, [[5, 9, 11]] * 4000, NEVER, 0, do_sample=True, max_new_tokens=1, top_k=0, temperature=0.7)
+    first = Counter(reply[0] for reply in drawn)
+    with torch.no_grad():
+        shares = (policy(input_ids=torch.tensor([[5, 9, 11]])).logits[0, -1] / 0.7).softmax(-1)
+    likely = shares.topk(8).indices.tolist()
+    for token in likely:
+        deviation = (float(shares[token]) * (1 - float(shares[token])) / 4000) ** 0.5
+        assert abs(first[token] / 4000 - float(shares[token])) < 4 * deviation
+
+
+def test_merging_leaves_every_bit_as_it_was(policy: PeftModel) -> None:
+    before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+    with pytest.raises(KeyError), merged_adapters(policy):
+        assert any(not torch.equal(tensor, before[name]) for name, tensor in policy.state_dict().items())
+        raise KeyError
+    assert all(torch.equal(tensor, before[name]) for name, tensor in policy.state_dict().items())
+    assert not any(getattr(module, "merged", False) for module in policy.modules())
+
+
+def test_what_rounding_would_lose_is_not_merged(tiny_model: Path) -> None:
+    policy = adapted(load_policy(tiny_model, torch.bfloat16))
+    with merged_adapters(policy):
+        assert not any(getattr(module, "merged", False) for module in policy.modules())
