@@ -147,7 +147,7 @@ class GRPOInput(TrainingInput):
     """Reinforcement learning of the last policy."""
 
     stage: ClassVar[Stage] = "grpo"
-    code_version: ClassVar[int] = 2
+    code_version: ClassVar[int] = 3
     hyperparameters: GRPO
     reward_model: Checkpoint | None = None
     """Scorer of completions, where the recipe's rewards ask for one."""

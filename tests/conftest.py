@@ -42,7 +42,8 @@ def pytest_configure() -> None:
     """Shut out this machine's own settings, before any test module reads them."""
     for name in [name for name in os.environ if name.startswith("ALIGN_")]:
         del os.environ[name]
-    os.environ.update(_OFFLINE | _ALONE, ALIGN_QUEUE=tempfile.mkdtemp(prefix="align-queue-"))  # nobody else's work is waited for
+    own_queue = tempfile.mkdtemp(prefix="align-queue-")  # nobody else's work is waited for
+    os.environ.update(_OFFLINE | _ALONE, ALIGN_QUEUE=own_queue)
     os.environ["TRACKIO_DIR"] = f"{os.environ['ALIGN_QUEUE']}/trackio"  # read when it is imported, which TRL does
     Settings.model_config["env_file"] = None
 

@@ -237,8 +237,10 @@ class Terminal:
     def __init__(self, command: list[str], width: int) -> None:
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
+        # A size in the environment, which tests in several processes have, would come before the terminal's own.
+        environment = {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "LINES"}}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _IN_ITS_TERMINAL, *command], cwd=ROOT, env={**os.environ, "TERM": "xterm"},
+            [sys.executable, "-c", _IN_ITS_TERMINAL, *command], cwd=ROOT, env={**environment, "TERM": "xterm"},
             stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
         )  # fmt: skip
         os.close(slave)
@@ -252,7 +254,10 @@ class Terminal:
         shown, end = "", time.monotonic() + seconds
         while not re.search(pattern, shown):
             ready, _, _ = select.select([self._master], [], [], end - time.monotonic())
-            assert ready, f"no {pattern} in {shown!r}"
+            if not ready:
+                self.process.kill()
+                self.process.wait()
+                pytest.fail(f"no {pattern} in {shown!r}")
             shown = _without_sequences(shown + os.read(self._master, 65536).decode(errors="replace"))
         return shown
 

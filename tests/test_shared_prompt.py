@@ -17,7 +17,7 @@ from trl.trainer.utils import add_fused_lm_head
 from models.artifacts import Checkpoint, Dataset
 from models.recipe import LoRA, Quantization
 from models.sources import DatasetSource
-from models.stages import DPOInput, GRPOInput, RewardInput, TrainingInput
+from models.stages import DPOInput, GRPOInput, RewardInput, SFTInput, TrainingInput
 from tasks.core import entry
 from tasks.core.loading import load_policy
 from tasks.core.lora import lora_config
@@ -279,6 +279,7 @@ def test_scores_of_a_reward_model_are_the_same() -> None:
 
 STEPS = 20
 ASKED: dict[str, dict[str, Any]] = {
+    "sft": {},
     "reward": {"center_rewards_coefficient": 0.01},
     "dpo": {"sft_weight": 0.1},
     "grpo": {
@@ -290,10 +291,17 @@ ASKED: dict[str, dict[str, Any]] = {
     },
 }
 
+DATA: dict[str, tuple[Role, str]] = {
+    "sft": ("sft", "sft"),
+    "reward": ("preference", "preferences"),
+    "dpo": ("preference", "preferences"),
+    "grpo": ("prompts", "prompts"),
+}
+
 
 def make_stage(name: str, model: Path, rows: Dataset, lora: bool) -> TrainingInput:
     """A stage of twenty steps, without dropout."""
-    inputs = {"reward": RewardInput, "dpo": DPOInput, "grpo": GRPOInput}
+    inputs = {"sft": SFTInput, "reward": RewardInput, "dpo": DPOInput, "grpo": GRPOInput}
     kind: Any = inputs[name]
     asked = {"dataset": {"path": "rows"}, "learning_rate": 1e-3, "max_steps": STEPS, "batch_size": 8, **ASKED[name]}
     made: TrainingInput = kind(
@@ -320,8 +328,7 @@ def test_stages_train_the_same_weights(
         return packing
 
     monkeypatch.setattr("tasks.core.shared_prompts.pack", noted)
-    role: Role = "prompts" if name == "grpo" else "preference"
-    file = "prompts" if name == "grpo" else "preferences"
+    role, file = DATA[name]
     rows = frozen(tmp_path, DatasetSource(path=str(tiny_data / f"{file}.jsonl")), role)
     stage = make_stage(name, tiny_model, rows, lora)
     trained = []

@@ -13,6 +13,7 @@ from models.stages import SFTInput
 from tasks.core.loading import load_policy, load_tokenizer, load_trainable, training_dataset
 from tasks.core.lora import lora_config, write_model
 from tasks.core.plan import TrainingPlan, TrainingResult
+from tasks.core.shared_prompts import share_prompts
 from tasks.core.trainer import Report, Workspace, train, trainer_arguments
 
 
@@ -38,6 +39,8 @@ def train_sft_model(stage: SFTInput, plan: TrainingPlan, folder: Path, report: R
         processing_class=tokenizer,
         peft_config=lora_config(stage.hyperparameters.lora, "CAUSAL_LM"),
     )
+    if plan.share_prompts:
+        share_prompts(trainer.model)
     resumed = train(trainer, stage, plan, workspace, report)
     report({"phase": "merging"})
     metrics = write_model(trainer.model, tokenizer, stage, workspace, "CAUSAL_LM")
