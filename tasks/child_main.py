@@ -150,7 +150,11 @@ def _see_accelerators(places: tuple[int, ...]) -> None:
 
 def _join(launch: Launch, rank: int) -> None:
     """Let PyTorch and Accelerate find the other processes, and gloo reach them without the network."""
+    import torch
+
     os.environ.update(launch.environment(rank))
+    if launch.processes > 1 and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # models are loaded before Accelerate does so
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 

@@ -31,13 +31,17 @@ def adapted(model: Any) -> PeftModel:
     return model.eval()
 
 
+def greedy(ends: tuple[int, ...], tokens: int) -> dict[str, Any]:
+    return {"do_sample": False, "max_new_tokens": tokens, "eos_token_id": list(ends), "pad_token_id": 0}
+
+
 def searched(model: Any, tokens: int, ends: tuple[int, ...] = NEVER) -> list[list[int]]:
     """Greedy replies of Transformers' own search, one prompt at a time, each with its end."""
     replies = []
     for prompt in PROMPTS:
         output = model.generate(
             input_ids=torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-            do_sample=False, max_new_tokens=tokens, eos_token_id=list(ends), pad_token_id=0,
+            **greedy(ends, tokens),
         )  # fmt: skip
         replies.append(output[0, len(prompt) :].tolist())
     return replies
@@ -53,24 +57,25 @@ def test_greedy_replies_are_those_of_transformers(policy: PeftModel) -> None:
     ends = ends_of(policy, 24)
     expected = searched(policy, 24, ends)
     assert len({len(reply) for reply in expected}) > 1, "no reply ends before the others"
-    assert complete(policy, PROMPTS, ends, 0, do_sample=False, max_new_tokens=24) == expected
+    assert complete(policy, PROMPTS, ends, 0, **greedy(ends, 24)) == expected
     with merged_adapters(policy):
-        assert complete(policy, PROMPTS, ends, 0, do_sample=False, max_new_tokens=24) == expected
+        assert complete(policy, PROMPTS, ends, 0, **greedy(ends, 24)) == expected
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "gemma3_text", "mistral"])
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "gemma3_text", "mistral", "lfm2"])
 def test_other_architectures(kind: str) -> None:
     torch.manual_seed(1)
     sizes = {"vocab_size": 259, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 16}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "sliding_window": 8}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **heads)).eval()
     ends = ends_of(model, 16)
-    assert complete(model, PROMPTS, ends, 0, do_sample=False, max_new_tokens=16) == searched(model, 16, ends)
+    assert complete(model, PROMPTS, ends, 0, **greedy(ends, 16)) == searched(model, 16, ends)
 
 
 def test_sampled_replies_have_the_model_s_distribution(policy: PeftModel) -> None:
     torch.manual_seed(3)
-    drawn = complete(policy, [[5, 9, 11]] * 4000, NEVER, 0, do_sample=True, max_new_tokens=1, top_k=0, temperature=0.7)
+    options = greedy(NEVER, 1) | {"do_sample": True, "top_k": 0, "temperature": 0.7}
+    drawn = complete(policy, [[5, 9, 11]] * 4000, NEVER, 0, **options)
     first = Counter(reply[0] for reply in drawn)
     with torch.no_grad():
         shares = (policy(input_ids=torch.tensor([[5, 9, 11]])).logits[0, -1] / 0.7).softmax(-1)

@@ -18,7 +18,7 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, St
 
 @torch.no_grad()
 def complete(
-    model: Any, prompts: Sequence[list[int]], ends: Sequence[int], pad_token_id: int, **options: Any
+    model: Any, prompts: Sequence[list[int]], ends: Sequence[int], padding: int, **options: Any
 ) -> list[list[int]]:
     """The replies of a causal language model to tokenised prompts, each with the token that ended it.
 
@@ -26,10 +26,10 @@ def complete(
         model: The model, with or without adapters.
         prompts: Tokens of each prompt; equal prompts in a row are read once.
         ends: Tokens that end a reply.
-        pad_token_id: Stands where a shorter prompt has no token.
-        options: Further ones of `generate`. A `streamer` or `stopping_criteria` keep the batch whole.
+        padding: The token that stands where a shorter prompt has no token.
+        options: Of `generate`, which gets none of the above. A `streamer` or `stopping_criteria` keep the batch whole.
     """
-    padded = _padded(prompts, pad_token_id).to(model.device)
+    padded = _padded(prompts, padding).to(model.device)
     unique, repeats = torch.unique_consecutive(padded, dim=0, return_counts=True)
     rows = torch.arange(len(unique), device=model.device).repeat_interleave(repeats)
     ids, mask = unique.unbind(-1)
@@ -38,18 +38,16 @@ def complete(
         input_ids=ids[rows],
         attention_mask=mask[rows],
         past_key_values=_read(model, ids, mask, rows) if len(unique) < len(prompts) else None,
-        eos_token_id=list(ends),
-        pad_token_id=pad_token_id,
         custom_generate=None if watched else _decode,
         **options,
     )
     return [_until(row, ends) for row in output[:, ids.shape[1] :].tolist()]
 
 
-def _padded(prompts: Sequence[list[int]], pad_token_id: int) -> torch.Tensor:
+def _padded(prompts: Sequence[list[int]], padding: int) -> torch.Tensor:
     """Tokens and mask as (prompts, tokens, 2), padded on the left."""
     longest = max(map(len, prompts))
-    ids = [[pad_token_id] * (longest - len(prompt)) + prompt for prompt in prompts]
+    ids = [[padding] * (longest - len(prompt)) + prompt for prompt in prompts]
     mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     return torch.stack([torch.tensor(ids), torch.tensor(mask)], dim=-1)
 
@@ -60,7 +58,7 @@ def _read(model: Any, ids: torch.Tensor, mask: torch.Tensor, rows: torch.Tensor)
     cache = DynamicCache(config=decoder.config)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     decoder(input_ids=ids[:, :-1], attention_mask=mask[:, :-1], position_ids=positions[:, :-1], past_key_values=cache)
-    cache.batch_select_indices(rows)
+    cache.reorder_cache(rows)
     return cache
 
 
@@ -108,7 +106,7 @@ def _chosen(scores: torch.Tensor, do_sample: bool) -> torch.Tensor:
 
 def _selected(state: dict[str, Any], rows: torch.Tensor, batch: int) -> dict[str, Any]:
     """What the model takes besides tokens, for some rows of a batch."""
-    state["past_key_values"].batch_select_indices(rows)
+    state["past_key_values"].reorder_cache(rows)  # the one selection that layers without attention have, too
     return {
         name: value[rows] if isinstance(value, torch.Tensor) and len(value) == batch else value
         for name, value in state.items()

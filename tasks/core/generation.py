@@ -213,9 +213,8 @@ def _generate_batch(
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
     ends = _ends(chat.model)
     repeated = [prompt for prompt in prompts for _ in range(num_replies)]
-    rows = complete(
-        chat.model, repeated, ends, chat.tokenizer.pad_token_id, max_new_tokens=max_new_tokens, **sampling, **watching
-    )
+    options = {"max_new_tokens": max_new_tokens, "pad_token_id": chat.tokenizer.pad_token_id, **sampling, **watching}
+    rows = complete(chat.model, repeated, ends, chat.tokenizer.pad_token_id, **options)
     replies = [_reply(chat.tokenizer, row, ends) for row in rows]
     return [replies[start : start + num_replies] for start in range(0, len(replies), num_replies)]
 

@@ -123,19 +123,17 @@ class _Trainer(GRPOTrainer):
         return rewards
 
     def _generate_single_turn(self, prompt_ids: Any, *arguments: Any, **options: Any) -> tuple[list[list[int]], Any]:
-        whole = super()._generate_single_turn
-        if self.use_vllm:  # it has its own memory, and its log-probabilities correct the loss
-            completions: tuple[list[list[int]], Any] = whole(prompt_ids, *arguments, **options)
-            return completions
+        # vLLM has memory of its own and log-probabilities for the loss; processes with a shard each go in step.
+        if self.use_vllm or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            drawn: tuple[list[list[int]], Any] = super()._generate_single_turn(prompt_ids, *arguments, **options)
+            return drawn
         # Completions are drawn independently: their distribution is the same in parts.
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # processes that hold a shard each go in step
-            return in_parts(lambda some: whole(list(some), *arguments, **options)[0], prompt_ids), None
         with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as policy, merged_adapters(policy):
             return in_parts(partial(self._complete, policy), prompt_ids), None
 
     def _complete(self, policy: Any, prompt_ids: Sequence[list[int]]) -> list[list[int]]:
-        pad_token_id, config = self.generation_config.pad_token_id, self.generation_config
-        return complete(policy, prompt_ids, self.eos_token_ids, pad_token_id, generation_config=config)
+        padding, config = self.generation_config.pad_token_id, self.generation_config
+        return complete(policy, prompt_ids, self.eos_token_ids, padding, generation_config=config)
 
 
 def train_grpo_policy(stage: GRPOInput, plan: TrainingPlan, folder: Path, report: Report) -> TrainingResult:

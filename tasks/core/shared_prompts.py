@@ -1,9 +1,10 @@
-"""Computing a prompt once for all completions of a micro-batch that share it, in GRPO, DPO and reward modelling.
+"""Computing once what rows of a micro-batch begin with: the prompt of several completions, or a system prompt.
 
 TRL puts the prompt into the row of each completion. Here the forward pass of the model's backbone packs the rows
 (`tasks.core.prefix_tree`), runs once, and hands back the states in the order that was asked for, so losses and metrics
 stay TRL's own; policy, earlier policy and reference all pass through here. States, gradients and so weights are the
-same up to rounding. Only LoRA's dropout draws other random numbers: a prompt has one draw, not one a completion.
+same up to rounding. With dropout they would not be, since a prompt would have one draw of it, not one a completion:
+there TRL's way is kept.
 
 A mask says for each token what it attends to, which PyTorch's attention (SDPA) and Transformers' eager one take, with
 sliding windows, too. Attention without such masks (FlashAttention) and layers of other kinds stay with TRL's way.
@@ -36,9 +37,9 @@ _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 def share_prompts(*models: torch.nn.Module | None) -> None:
     """Have models compute once what rows of a micro-batch have in common at their beginnings.
 
-    It changes their forward pass, as TRL does for scores, in training alone: generation stays as it is. The first batch
-    goes through a model in both ways. Where they differ by more than rounding explains, or the model does not take such
-    rows, TRL's way is kept and the log says so.
+    It changes their forward pass, as TRL does for scores, in training alone: generation stays as it is. Two rows that
+    part midway go through a model in both ways first. Where the states differ by more than rounding explains, or the
+    model does not take such rows, TRL's way is kept and the log says so.
 
     Args:
         models: As a trainer holds them: the policy with its adapter, or the model and the reference that is its copy,
@@ -46,6 +47,9 @@ def share_prompts(*models: torch.nn.Module | None) -> None:
     """
     for model in models:
         if model is None:
+            continue
+        if _drops_out(model):
+            _refuse("it trains with dropout, which is drawn for each row")
             continue
         plain = extract_model_from_parallel(model)
         base = plain.get_base_model() if isinstance(plain, PeftModel) else plain
@@ -135,6 +139,7 @@ class _Backbone:
         attention = self._config._attn_implementation
         if attention not in {"sdpa", "eager"} or _layers(self._config) - _KNOWN_LAYERS:
             return _refuse(f"{attention} attention or one of its layers takes no mask of its own for each token")
+        input_ids, attention_mask = self._forked(input_ids, attention_mask)
         packing = pack(input_ids, attention_mask, self._config.hidden_size, always=True)
         if packing is None:
             return _refuse("its rows are padded amid their tokens")
@@ -151,6 +156,15 @@ class _Backbone:
         allowed = _TOLERANCE[self._dtype()]
         return off <= allowed or _refuse(f"its states would be off by {off:.2g}, allowed {allowed:.2g}")
 
+    def _forked(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The row of a batch with most padding, and one that goes on with other tokens from its middle."""
+        row = int(attention_mask.sum(1).argmin())
+        ids, mask = input_ids[row], attention_mask[row]
+        places = mask.nonzero().squeeze(1)
+        latter = places[len(places) // 2 :]
+        other = ids.index_copy(0, latter, (ids[latter] + 1) % self._model.get_input_embeddings().num_embeddings)
+        return torch.stack([ids, other]), torch.stack([mask, mask])
+
     def _dtype(self) -> torch.dtype:
         """The number format that the model computes in."""
         device = self._model.device.type
@@ -158,6 +172,12 @@ class _Backbone:
             return torch.get_autocast_dtype(device)
         dtype: torch.dtype = self._model.get_input_embeddings().weight.dtype
         return dtype
+
+
+def _drops_out(model: torch.nn.Module) -> bool:
+    """Whether the model, or an adapter of it, draws random numbers in training."""
+    own = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
+    return own or bool(getattr(getattr(model, "config", None), "attention_dropout", 0.0))
 
 
 def _layers(config: Any) -> set[str]:
