@@ -8,17 +8,15 @@ import pytest
 from models.artifacts import FileEntry
 from models.errors import DamagedArtifact
 from models.retraining import Decision
-from tasks.checkpoints import SEAL, TRAINER, last_whole_checkpoint, seal
 from tasks.decisions import awaited, in_days, read_decision, write_decision
 from tasks.files import file_digest
-from tasks.ledger import LEDGER
 from tasks.pruned import is_pruned
 from tasks.remote.cache import make_room
 from tasks.remote.catalogue import changing_alias, refresh
 from tasks.remote.folders import fetch_folder, send_folder
 from tasks.remote.objects import ObjectStore
 from tasks.remote.remote import Remote
-from tasks.remote.sharing import send_missing, sole_maker
+from tasks.remote.sharing import send_missing
 from tasks.restoring import restore
 from tasks.store import MANIFEST, ArtifactStore, damage, read_manifest, utc_now
 from tests.folders import FILES, KINDS, content_of, family, name_of, publish
@@ -185,65 +183,3 @@ def test_the_local_root_is_bounded(here: ArtifactStore, remote: Remote) -> None:
     assert not is_pruned(unsent)
     assert make_room(here, Remote(remote.objects, LEASE_SECONDS, cache_bytes=0)) == 3 * each
     assert not is_pruned(unsent) and damage(unsent) == []
-
-
-# --- unfinished stages
-
-
-def trainer_checkpoint(workspace: Path, step: int) -> Path:
-    folder = workspace / TRAINER / f"checkpoint-{step}"
-    folder.mkdir(parents=True)
-    (folder / "optimizer.pt").write_bytes(bytes([step]) * 100)
-    seal(folder, step, 100, float(step))
-    return folder
-
-
-def test_the_newest_trainer_checkpoint_goes_to_whoever_takes_over(
-    here: ArtifactStore, there: ArtifactStore, remote: Remote
-) -> None:
-    ours, theirs = (store.partial("checkpoint", "sft-1") for store in (here, there))
-    for step in (2, 4, 6):
-        trainer_checkpoint(ours, step)
-        (ours / LEDGER).write_text(f"attempt {step}\n")
-        remote.send_unfinished("checkpoint", "sft-1", ours)
-    assert set(remote.objects.names("unfinished/checkpoint-sft-1")) == {
-        "attempts.jsonl",
-        "checkpoint-4",
-        "checkpoint-6",
-    }
-    (theirs / TRAINER).mkdir(parents=True)
-    (theirs / LEDGER).write_text("attempt 0\n")
-    assert remote.fetch_unfinished("checkpoint", "sft-1", theirs) == 6
-    whole = last_whole_checkpoint(theirs / TRAINER)
-    assert whole and whole[1].step == 6
-    assert (theirs / LEDGER).read_text() == "attempt 6\nattempt 0\n"
-    assert remote.fetch_unfinished("checkpoint", "sft-1", theirs) == 0
-
-
-@at_length
-@pytest.mark.parametrize("harm", DAMAGES)
-@pytest.mark.parametrize("file", ["optimizer.pt", SEAL])
-def test_a_damaged_trainer_checkpoint_is_passed_over(
-    here: ArtifactStore, there: ArtifactStore, remote: Remote, harm: object, file: str
-) -> None:
-    workspace = here.partial("checkpoint", "sft-1")
-    for step in (2, 4):
-        trainer_checkpoint(workspace, step)
-        remote.send_unfinished("checkpoint", "sft-1", workspace)
-    harm(remote.objects, f"unfinished/checkpoint-sft-1/checkpoint-4/{file}")  # type: ignore[operator]
-    other = there.partial("checkpoint", "sft-1")
-    assert remote.fetch_unfinished("checkpoint", "sft-1", other) == 2
-    found = last_whole_checkpoint(other / TRAINER)
-    assert found and found[1].step == 2
-
-
-@at_length
-def test_what_is_trained_is_sent_while_it_is_held(here: ArtifactStore, remote: Remote) -> None:
-    with sole_maker(here, remote, "checkpoint", "sft-1", "test", pytest.fail) as check:
-        trainer_checkpoint(here.partial("checkpoint", "sft-1"), 2)
-        time.sleep(LEASE_SECONDS + 2)
-        check()  # renewed meanwhile
-        done = remote.steps_done("checkpoint", "sft-1")
-        assert done and done.step == 2
-    remote.discard_unfinished("checkpoint", "sft-1")
-    assert remote.steps_done("checkpoint", "sft-1") is None

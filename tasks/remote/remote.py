@@ -151,20 +151,15 @@ class Remote:
         for step in sorted(there)[:-_KEPT]:
             remove_folder(self.objects, f"{key}/checkpoint-{step}", SEAL)
 
-    def fetch_unfinished(self, kind: Kind, name: str, workspace: Path) -> int:
-        """Bring the newest whole trainer checkpoint here, with the ledger, where it is further than what is here.
-
-        Returns:
-            Optimizer steps done in it; 0: nothing was brought.
-        """
+    def fetch_unfinished(self, kind: Kind, name: str, workspace: Path) -> None:
+        """Bring the newest whole trainer checkpoint here, with the ledger, where it is further than what is here."""
         key, here = _unfinished(kind, name), last_whole_checkpoint(workspace / TRAINER)
         done = here[1].step if here else 0
         for step in sorted(self._steps(kind, name), reverse=True):
             with suppress(DamagedArtifact, FileNotFoundError, ValidationError):
                 if step > done:
                     self._fetch_trainer_checkpoint(f"{key}/checkpoint-{step}", workspace)
-                    return step
-        return 0
+                    return
 
     def steps_done(self, kind: Kind, name: str) -> Seal | None:
         """The seal of the newest trainer checkpoint there; none where there is none."""
@@ -172,6 +167,11 @@ class Remote:
         with suppress(FileNotFoundError, ValidationError):
             return Seal.model_validate_json(self.objects.read(f"{_unfinished(kind, name)}/checkpoint-{step}/{SEAL}"))
         return None
+
+    def unfinished(self) -> set[tuple[str, str]]:
+        """Kind and name of every stage of which something lies there that was sent while it was made."""
+        found = (name.partition("-") for name in self.objects.names("unfinished"))
+        return {(kind, name) for kind, _, name in found}
 
     def discard_unfinished(self, kind: Kind, name: str) -> None:
         """Remove what is there of a stage that is finished."""
