@@ -58,7 +58,7 @@ class ObjectStore:
     def read_all(self, keys: list[str]) -> dict[str, bytes]:
         """The content of many objects at once, by key; those that have just gone are left out."""
         paths = {self._path(key): key for key in keys}
-        found = self._ask(lambda: self._fs.cat(list(paths), on_error="omit")) if paths else {}
+        found = self._ask(lambda: self._read_there(list(paths))) if paths else {}
         return {paths[path]: content for path, content in found.items()}
 
     def write(self, key: str, content: bytes) -> None:
@@ -119,6 +119,15 @@ class ObjectStore:
         """Remove an object, or all that lies below a key."""
         with suppress(FileNotFoundError):
             self._ask(lambda: self._fs.rm(self._path(key), recursive=True))
+
+    def _read_there(self, paths: list[str]) -> dict[str, bytes]:
+        """The content of what is there of many paths, at once; any other failure than that one is not is raised."""
+        answers = self._fs.cat(paths, on_error="return")
+        found = {path: answer for path, answer in answers.items() if not isinstance(answer, FileNotFoundError)}
+        for failure in found.values():
+            if isinstance(failure, Exception):
+                raise failure
+        return found
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}"
