@@ -3,8 +3,10 @@
 import threading
 import time
 from pathlib import Path
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from models.errors import InputError, StageError
 from tasks.remote import objects as requests
@@ -92,7 +94,6 @@ def test_a_server_that_goes_away_costs_nothing_that_is_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(requests, "_WAITS_SECONDS", (0.1,))
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # those of the client by itself
     server = ObjectServer()
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
@@ -111,6 +112,49 @@ def test_a_server_that_goes_away_costs_nothing_that_is_finished(
     send_missing(store, remote)
     assert remote.has(path)
     server.kill()
+
+
+@pytest.mark.slow
+def test_a_server_that_does_not_answer_is_not_asked_without_end(
+    object_server: ObjectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    class HangUp(BaseRequestHandler):
+        def handle(self) -> None:
+            asked.append(self.client_address)
+
+    with ThreadingTCPServer(("127.0.0.1", 0), HangUp) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_address[1]}")
+        monkeypatch.setattr(requests, "_WAITS_SECONDS", ())
+        with pytest.raises(Unreachable):
+            ObjectStore(f"s3://{BUCKET}/x").read("one")
+        server.shutdown()
+    assert 1 <= len(asked) <= 4  # twice, and each time once more by the HTTP library
+
+
+@pytest.mark.parametrize(
+    ("url", "remedy"),
+    [
+        ("s3://bucket/x", "AWS_ACCESS_KEY_ID"),
+        ("gs://bucket/x", "GOOGLE_APPLICATION_CREDENTIALS"),
+        ("az://box/x", "AZURE_STORAGE_ACCOUNT_NAME"),
+    ],
+)
+def test_missing_credentials_are_named_as_the_store_names_them(
+    monkeypatch: pytest.MonkeyPatch, url: str, remedy: str
+) -> None:
+    class DefaultCredentialsError(Exception):
+        """As some clients name it."""
+
+    class Client(MemoryFileSystem):
+        def cat_file(self, *asked: object, **options: object) -> bytes:
+            raise DefaultCredentialsError("none found")
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", lambda url, **options: (Client(), "x"))
+    with pytest.raises(InputError, match=f"no credentials.*{remedy}"):
+        ObjectStore(url).read("one")
 
 
 # --- leases
