@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from models.artifacts import FileEntry, Pruned
-from models.errors import DamagedArtifact
+from models.errors import DamagedArtifact, InputError
 from models.preparation import Cleaning
 from models.retraining import Decision
 from models.sources import BaseModelSource
@@ -24,9 +24,9 @@ from tasks.remote.objects import ObjectStore
 from tasks.remote.remote import Remote
 from tasks.remote.sharing import send_missing
 from tasks.restoring import restore
-from tasks.store import MANIFEST, ArtifactStore, damage, read_manifest, utc_now
-from tests.folders import FILES, content_of, family, name_of, publish
-from tests.remotes import DAMAGES, at_length
+from tasks.store import FOLDERS, MANIFEST, ArtifactStore, damage, read_manifest, utc_now
+from tests.folders import FILES, KINDS, content_of, family, name_of, publish
+from tests.remotes import DAMAGES, alter, at_length
 
 # --- folders
 
@@ -141,6 +141,23 @@ def test_another_machine_knows_manifests_and_fetches_files_where_it_needs_them(
     restore(there, path, "test", lambda: pytest.fail("nothing is computed"), told.append)
     assert told == [f"fetching {path.name} from {remote.url}"]
     assert content_of(path) == content_of(made["dpo"])
+
+
+@pytest.mark.parametrize("objects", ["file"], indirect=True)
+@pytest.mark.parametrize("stage", ["base", "sft"])
+def test_a_reader_of_what_is_damaged_there_says_so(
+    here: ArtifactStore, there: ArtifactStore, remote: Remote, stage: str
+) -> None:
+    path = family(here)[stage]
+    send_missing(here, remote)
+    refresh(there, remote)
+    kind = KINDS.get(stage, "checkpoint")
+    alter(remote.objects, f"{FOLDERS[kind]}/{path.name}/model.safetensors")
+    told: list[str] = []
+    with pytest.raises(InputError, match="cannot be rebuilt here"):
+        restore(there, there.folder(kind, path.name), "test", lambda: pytest.fail("nothing is computed"), told.append)
+    assert told[-1] == f"what arrived of {path.name} is damaged"
+    assert remote.manifest(kind, path.name) == read_manifest(path)
 
 
 def test_a_manifest_of_which_half_was_written_is_no_folder(there: ArtifactStore, remote: Remote) -> None:
