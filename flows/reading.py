@@ -81,18 +81,15 @@ def _tracked(folders: "list[Path]") -> "Iterable[Path]":
 
 
 def make_whole(store: "ArtifactStore", path: Path) -> None:
-    """Rebuild the weights of a pruned checkpoint, where that is what it is, and say so.
+    """Rebuild the weights of a pruned checkpoint, where that is what it is, and say so; they stay while this runs.
 
     Raises:
         InputError: that is not possible; the message says what to run instead.
         StageError: it failed.
     """
-    from tasks.pruned import is_pruned
+    from tasks.restoring import restore
 
-    if is_pruned(path):
-        from tasks.restoring import restore
-
-        restore(store, path, *computing(), lambda doing: print(f"align: {doing}", file=sys.stderr))
+    restore(store, path, *computing(), lambda doing: print(f"align: {doing}", file=sys.stderr))
 
 
 def computing() -> tuple[str, "Computing"]:

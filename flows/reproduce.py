@@ -16,14 +16,15 @@ from tasks.dpo import train_dpo
 from tasks.execution import Execution
 from tasks.grpo import train_grpo
 from tasks.remote.opening import open_store
+from tasks.reproduced import compare
 from tasks.reproducing import (
     Step,
     ancestry,
     as_it_was,
     base_model_source,
-    compare,
     dataset_source,
     found_whole,
+    make_whole,
     refuse_other_content,
     scratch_execution,
     training_input,
@@ -31,6 +32,7 @@ from tasks.reproducing import (
 from tasks.reward import train_reward_model
 from tasks.sft import train_sft
 from tasks.stopping import stop_stages_on_signals
+from tasks.store import ArtifactStore
 
 _TRAIN: dict[str, Task[..., Checkpoint]] = {
     "sft": train_sft,
@@ -64,9 +66,17 @@ def reproduce(checkpoint: str) -> Reproduction:
             made[step.name] = trained
             stages.append(compare(step, trained, store, scratch))
         else:
-            made[step.name] = found_whole(step, store) or _fetch(step, scratch)
+            made[step.name] = _take(step, store, scratch) or _fetch(step, scratch)
     shutil.rmtree(scratch.settings.home)
     return Reproduction(checkpoint=steps[-1].name, stages=tuple(stages))
+
+
+def _take(step: Step, store: ArtifactStore, execution: Execution) -> Artifact | None:
+    """The base model or snapshot of the usual artifact root, its files brought back where they were elsewhere."""
+    found = found_whole(step, store)
+    if found:
+        make_whole(store, found.path, execution)
+    return found
 
 
 def _fetch(step: Step, execution: Execution) -> Artifact:

@@ -13,7 +13,7 @@ class StageReproduction(Contract):
     name: str
     """Name of the checkpoint."""
     verdict: Verdict
-    """`same`: every byte of the weights agrees; `not compared`: it is not in the artifact root any more."""
+    """`same`: every byte of the weights agrees; `not compared`: those recorded are gone, from the remote too."""
     relative_difference: float | None = None
     """Norm of the difference of the weights, relative to the recorded ones; none: not compared."""
     changes: tuple[str, ...] = ()

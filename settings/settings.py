@@ -37,7 +37,7 @@ class Settings(BaseSettings):
     there, and what this machine lacks is fetched from there into `home`; default: none."""
     cache_bytes: int | None = Field(None, ge=0)
     """With a remote, what finished folders may take in `home`: those least recently used that are safe in the remote
-    go first, never what runs at work need; default: no limit."""
+    go first, never what runs at work need or a process has taken; default: no limit."""
     remote_lease_seconds: float = Field(120.0, ge=3)
     """With a remote, another machine takes over a stage of which nothing was heard for so long."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

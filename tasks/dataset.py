@@ -31,6 +31,7 @@ from tasks.licensing import hub_dataset
 from tasks.making import find_or_make
 from tasks.progress import Progress, announce, sparingly
 from tasks.provenance import provenance, public_source, without_folders
+from tasks.pruned import is_pruned
 from tasks.store import ArtifactStore
 from tasks.telling import Teller
 
@@ -102,12 +103,12 @@ def _telling(stage: str) -> Manner:
 def _example(
     folder: Path, cleaning: Cleaning | None, execution: Execution, teller: Teller, options: ChildOptions
 ) -> RenderedExample | None:
-    """The first row as the base model sees it; none where that is not there, for it is not worth converting one."""
+    """The first row as the base model sees it; none where its files are not here: it is not worth bringing them."""
     if cleaning is None or cleaning.model is None:
         return None
     stage = BaseModelInput(source=cleaning.model, origin=locate(cleaning.model)[1], precision=execution.precision)
     base = ArtifactStore(execution.settings.home).folder("base", stage.id)
-    if not base.is_dir():
+    if not base.is_dir() or is_pruned(base):
         return None
     made: RenderedExample = run_in_child(
         render, (first_row(folder), base, None), options, lambda report: None, teller.line

@@ -25,7 +25,6 @@ from tasks.execution import Execution
 from tasks.files import file_digest
 from tasks.making import find_or_make
 from tasks.provenance import provenance
-from tasks.pruned import is_pruned
 from tasks.restoring import restore
 from tasks.stage import LIGHT_RETRIES, worth_another_attempt
 from tasks.store import ArtifactStore
@@ -124,11 +123,10 @@ def _measure_and_publish(
 ) -> Manifest:
     name = stage.id
     for model in filter(None, (stage.checkpoint, stage.parent, stage.reward_model)):
-        if is_pruned(model.path):
-            restore(
-                store, model.path, f"evaluation {name}", lambda: nullcontext(options),
-                lambda doing: teller.report({"phase": doing}),
-            )  # fmt: skip
+        restore(
+            store, model.path, f"evaluation {name}", lambda: nullcontext(options),
+            lambda doing: teller.report({"phase": doing}),
+        )  # fmt: skip
     folder = store.partial("evaluation", name)
     attempt = task_run.run_count or 1
     batch_tokens = BATCH_TOKENS // 2 ** (attempt - 1)

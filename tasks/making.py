@@ -26,6 +26,7 @@ from tasks.pruned import is_pruned
 from tasks.queue import Queue
 from tasks.remote.opening import open_store
 from tasks.remote.sharing import fetch_if_there, keep_safe, sole_maker
+from tasks.remote.uses import take
 from tasks.restoring import restore_held
 from tasks.store import ArtifactStore, Waiting, read_manifest
 from tasks.telling import Teller
@@ -72,6 +73,7 @@ def find_or_make(
         return found
 
     with explaining_a_full_disk(store.home), store.lock(kind, name, holder, teller.waiting), ExitStack() as alone:
+        take(store, kind, name)
         forced = _is_forced(name, title, execution)
         pruned = read_manifest(path) if is_pruned(path) else None
         found = look()
@@ -79,7 +81,6 @@ def find_or_make(
             teller.checking = alone.enter_context(sole_maker(store, store.remote, kind, name, holder, teller.waiting))
             found = look()  # another machine may have made it meanwhile
         if found and _is_taken(found, forced, execution):
-            store.note_use(kind, name)
             if store.remote:
                 keep_safe(store, store.remote, kind, name, teller.warn, is_new=False)
             teller.cached(path, found, version_changes(found.versions))

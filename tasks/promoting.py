@@ -1,6 +1,8 @@
 """Point an alias to a checkpoint, or back to the one before, once every byte of that has been verified."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +51,7 @@ def promote(
     if not despite_gate:
         refuse_closed_gate(gate)
     told["gate"] = gate and gate.model_dump(mode="json")
-    with _holding(store, path, manifest, waiting), changing_alias(store, alias, _holder(), waiting):
-        _make_sure_of(store, path, manifest)
+    with _whole(store, path, manifest, waiting), changing_alias(store, alias, _holder(), waiting):
         known = read_alias(store.home, alias)
         if known and known.checkpoint == path.name:
             return known, False
@@ -107,8 +108,7 @@ def rollback(store: ArtifactStore, alias: str, waiting: Waiting, **told: Any) ->
         DamagedArtifact: what it pointed to before is not whole.
     """
     path, manifest = resolve(store, before(store.home, alias).checkpoint)
-    with _holding(store, path, manifest, waiting), changing_alias(store, alias, _holder(), waiting):
-        _make_sure_of(store, path, manifest)
+    with _whole(store, path, manifest, waiting), changing_alias(store, alias, _holder(), waiting):
         if before(store.home, alias).checkpoint != path.name:
             raise InputError(f"'{alias}' was changed meanwhile; look at `align aliases` and try again")
         return _extend(store, alias, read_alias(store.home, alias), path, manifest, told | {"kind": "rollback"})
@@ -128,9 +128,15 @@ def before(home: Path, alias: str) -> Promotion:
     return known.before
 
 
-def _holding(store: ArtifactStore, path: Path, manifest: Manifest, waiting: Waiting) -> Any:
-    """Hold the checkpoint's lock, so that it is not removed or made anew between verification and promotion."""
-    return store.lock(manifest.kind, path.name, _holder(), waiting)
+@contextmanager
+def _whole(store: ArtifactStore, path: Path, manifest: Manifest, waiting: Waiting) -> Iterator[None]:
+    """Make sure of the checkpoint and hold its lock, so that it is not removed or made anew before it is promoted.
+
+    That may take long, so it comes before the right to change the alias, which nobody renews.
+    """
+    with store.lock(manifest.kind, path.name, _holder(), waiting):
+        _make_sure_of(store, path, manifest)
+        yield
 
 
 def _holder() -> str:

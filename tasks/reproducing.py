@@ -5,9 +5,10 @@ they are whole, else fetched from where they came from; every training stage is 
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from graphlib import TopologicalSorter
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -15,20 +16,17 @@ from pydantic import ValidationError
 from models.artifacts import Ancestor, Artifact, Checkpoint, Dataset, Manifest
 from models.errors import InputError
 from models.evaluation import Estimate
-from models.reproduction import StageReproduction
 from models.rewards import Reward
 from models.sources import BaseModelSource, DatasetSource
 from models.stages import DPOInput, GRPOInput, RewardInput, SFTInput, TrainingInput
 from settings.machine import inspect_machine, resolve_precision
 from settings.settings import Settings
-from tasks.child import run_in_child
 from tasks.child_main import ChildOptions
-from tasks.core.entry import compare_weights
 from tasks.data.formats.reading import Role
 from tasks.execution import Execution, stages_at_once
 from tasks.finding import resolve
-from tasks.provenance import version_changes
 from tasks.remote.opening import open_store
+from tasks.restoring import obstacle, restore
 from tasks.reward_functions import function_digests
 from tasks.store import ArtifactStore, damage, read_manifest
 
@@ -109,14 +107,15 @@ def _promised(step: Step, store: ArtifactStore) -> Artifact:
 
 
 def scratch_execution(steps: list[Step], settings: Settings) -> Execution:
-    """The machine's part, with an artifact root of its own below the usual one.
+    """The machine's part, with an artifact root of its own below the usual one that nobody shares.
 
     Raises:
         InputError: this machine cannot compute in the precision that the checkpoint was trained in.
     """
     target, machine = steps[-1], inspect_machine(settings)
+    apart = {"home": settings.home / "reproductions" / target.name, "remote": None}
     return Execution(
-        settings=settings.model_copy(update={"home": settings.home / "reproductions" / target.name}),
+        settings=settings.model_copy(update=apart),
         machine=machine,
         precision=resolve_precision(machine, target.record.identity["precision"]),
         threads=settings.threads or machine.cores,
@@ -141,9 +140,12 @@ def as_it_was(step: Step, execution: Execution) -> Execution:
 
 
 def found_whole(step: Step, store: ArtifactStore) -> Artifact | None:
-    """The base model or snapshot of the usual artifact root, where every byte of it agrees with its manifest."""
+    """The base model or snapshot of the usual artifact root, where every byte agrees with its manifest.
+
+    Files that lie elsewhere count, too, where `tasks.restoring.restore` can bring them back.
+    """
     path = store.locate(step.name)
-    if path is None or step.manifest is None or damage(path):
+    if path is None or step.manifest is None or damage(path) or obstacle(store, path):
         return None
     fingerprint, record = step.record.fingerprint, step.record
     if record.kind == "dataset":
@@ -252,39 +254,15 @@ def _with_rewards(step: Step, asked: dict[str, Any], parents: dict[str, Any]) ->
     }
 
 
-def compare(step: Step, made: Checkpoint, store: ArtifactStore, execution: Execution) -> StageReproduction:
-    """Compare a stage's new weights with those that it had."""
-    anew = read_manifest(made.path)
-    seconds = anew.metrics.get("seconds", 0.0)
-    path = store.locate(step.name)
-    if path is None or step.manifest is None:
-        return StageReproduction(name=step.name, verdict="not compared", seconds=seconds)
-    changes = tuple(_changes(step.manifest, anew))
-    same = _weights(anew) == _weights(step.manifest)
+def make_whole(store: ArtifactStore, path: Path, execution: Execution) -> None:
+    """Bring the files of a folder of the usual artifact root back, where they were pruned or lie in the remote.
+
+    Raises:
+        InputError: that is not possible.
+    """
     options = ChildOptions.of(execution, (0,))
-    difference = 0.0 if same else run_in_child(compare_weights, (made.path, path), options, _ignore, _ignore)
-    verdict = "same" if same else "different"
-    return StageReproduction(
-        name=step.name, verdict=verdict, relative_difference=difference, changes=changes, seconds=seconds
-    )
+    restore(store, path, execution.run, lambda: nullcontext(options), ignore)
 
 
-def _weights(manifest: Manifest) -> dict[str, str]:
-    """Digests of the merged weights; the adapter's, which they come from, need not be there."""
-    return {entry.path: entry.sha256 for entry in manifest.files if fnmatch(entry.path, "model*.safetensors")}
-
-
-def _changes(before: Manifest, now: Manifest) -> list[str]:
-    """What was not as it was, in words."""
-    machine = [
-        f"{key} {before.machine[key]} -> {value}"
-        for key, value in now.machine.items()
-        if before.machine.get(key, value) != value
-    ]
-    commits = [each.code.get("commit", "")[:12] for each in (before, now)]
-    commit = [f"commit {commits[0]} -> {commits[1]}"] if all(commits) and commits[0] != commits[1] else []
-    return [*version_changes(before.versions), *machine, *commit]
-
-
-def _ignore(_: object) -> None:
+def ignore(_: object) -> None:
     """Nothing to tell of a comparison of seconds."""

@@ -14,6 +14,7 @@ from models.errors import DamagedArtifact, InputError
 from models.recipe import Quantization
 from tasks.files import explaining_a_full_disk, file_digest, sync
 from tasks.pruned import is_pruned, read_pruned, unmark
+from tasks.remote.uses import take
 from tasks.store import ArtifactStore, damage, read_manifest
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ _REMEDY = "run its recipe again to make it anew"
 
 
 def restore(store: ArtifactStore, path: Path, holder: str, computing: Computing, telling: Telling) -> None:
-    """Make a pruned folder whole again, its parents first; a whole one stays as it is.
+    """Make a pruned folder whole again, its parents first; a whole one stays as it is, while this process lives.
 
     Args:
         store: The artifact root.
@@ -43,9 +44,13 @@ def restore(store: ArtifactStore, path: Path, holder: str, computing: Computing,
         DamagedArtifact: what came out is not what the manifest says, and was thrown away.
         StageError: the merge failed.
     """
+    if not store.remote and not is_pruned(path):
+        return
+    kind = read_manifest(path).kind
+    take(store, kind, path.name)
     if not is_pruned(path):
         return
-    with store.lock(read_manifest(path).kind, path.name, holder, lambda who: telling(f"waiting for {who}")):
+    with store.lock(kind, path.name, holder, lambda who: telling(f"waiting for {who}")):
         restore_held(store, path, holder, computing, telling)
 
 
@@ -60,6 +65,7 @@ def restore_held(store: ArtifactStore, path: Path, holder: str, computing: Compu
             with explaining_a_full_disk(store.home):
                 if store.remote.fetch(store, manifest.kind, path.name):
                     return
+            telling(f"what arrived of {path.name} is damaged")
         if problem := obstacle(store, path):
             said = f"{path.name} was pruned on {pruned.when[:10]} and cannot be rebuilt here: {problem}"
             raise InputError(f"{said}; {_REMEDY}")

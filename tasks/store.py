@@ -190,21 +190,6 @@ class ArtifactStore:
                     with suppress(OSError):  # none there, or just moved away
                         yield folder.name, os.stat(f"{folder.path}/{MANIFEST}")  # noqa: PTH116 - thrice as fast
 
-    def note_use(self, kind: Kind, name: str) -> None:
-        """Note that a finished folder is taken now, where that decides how long it stays here."""
-        if self.remote:
-            mark = self._use(kind, name)
-            mark.parent.mkdir(parents=True, exist_ok=True)
-            mark.touch()
-
-    def last_use(self, kind: Kind, name: str) -> float:
-        """When a finished folder was last taken, or else made: seconds since 1970."""
-        mark = self._use(kind, name)
-        return (mark if mark.exists() else self.folder(kind, name) / MANIFEST).stat().st_mtime
-
-    def _use(self, kind: Kind, name: str) -> Path:
-        return self.home / ".cache" / "used" / f"{kind}-{name}"
-
     def newest_first(self, kind: Kind, wanted: Callable[[str], bool] = bool) -> list[Path]:
         """The finished folders of a kind whose names are wanted, by the time that they were made."""
         found = [(status.st_mtime_ns, name) for name, status in self.finished(kind) if wanted(name)]

@@ -1,28 +1,32 @@
 """What machines share of an artifact root: folders, what is known of them, and what is not finished yet."""
 
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from models.artifacts import FileEntry
-from models.errors import DamagedArtifact
+from models.artifacts import FileEntry, Pruned
+from models.errors import DamagedArtifact, InputError
+from models.preparation import Cleaning
 from models.retraining import Decision
-from tasks.checkpoints import SEAL, TRAINER, last_whole_checkpoint, seal
+from models.sources import BaseModelSource
+from models.stages import BaseModelInput
+from tasks.base_model_check import locate
+from tasks.child_main import ChildOptions
+from tasks.dataset import _example
 from tasks.decisions import awaited, in_days, read_decision, write_decision
+from tasks.execution import Execution
 from tasks.files import file_digest
-from tasks.ledger import LEDGER
-from tasks.pruned import is_pruned
-from tasks.remote.cache import make_room
+from tasks.pruned import is_pruned, mark_pruned
 from tasks.remote.catalogue import changing_alias, refresh
 from tasks.remote.folders import fetch_folder, send_folder
 from tasks.remote.objects import ObjectStore
 from tasks.remote.remote import Remote
-from tasks.remote.sharing import send_missing, sole_maker
+from tasks.remote.sharing import send_missing
 from tasks.restoring import restore
-from tasks.store import MANIFEST, ArtifactStore, damage, read_manifest, utc_now
+from tasks.store import FOLDERS, MANIFEST, ArtifactStore, damage, read_manifest, utc_now
 from tests.folders import FILES, KINDS, content_of, family, name_of, publish
-from tests.remotes import DAMAGES, LEASE_SECONDS, at_length
+from tests.remotes import DAMAGES, alter, at_length
 
 # --- folders
 
@@ -85,18 +89,21 @@ def test_what_one_machine_makes_another_one_finds(here: ArtifactStore, there: Ar
 @at_length
 @pytest.mark.parametrize("harm", DAMAGES)
 @pytest.mark.parametrize("file", ["model.safetensors", "manifest.json"])
-def test_a_folder_damaged_there_is_not_finished_and_is_sent_anew(
+def test_a_folder_damaged_there_is_never_served_and_is_replaced_by_its_maker(
     here: ArtifactStore, there: ArtifactStore, remote: Remote, harm: object, file: str
 ) -> None:
     path = publish(here, "sft")
     remote.send(here, "checkpoint", path.name)
     harm(remote.objects, f"checkpoints/{path.name}/{file}")  # type: ignore[operator]
+    left = remote.objects.sizes(f"checkpoints/{path.name}")
     assert remote.fetch(there, "checkpoint", path.name) is None
     assert not there.folder("checkpoint", path.name).exists()
     assert not remote.has(path)
-    assert remote.send(here, "checkpoint", path.name) > 0
-    assert remote.fetch(there, "checkpoint", path.name)
-    assert damage(there.folder("checkpoint", path.name)) == []
+    assert remote.objects.sizes(f"checkpoints/{path.name}") == left  # the fault may be the reader's own disk
+    anew = publish(there, "sft", origin={"made": "anew"})
+    assert remote.send(there, "checkpoint", anew.name, replace=True) > 0
+    assert remote.fetch(here, "checkpoint", path.name) == read_manifest(anew)
+    assert damage(path) == []
 
 
 def test_what_is_made_anew_goes_in_place_of_the_old(here: ArtifactStore, there: ArtifactStore, remote: Remote) -> None:
@@ -116,7 +123,7 @@ def test_everything_that_the_remote_lacks_is_sent_but_nothing_damaged(here: Arti
     assert safe == made.keys() - {"dpo"}
 
 
-# --- the catalogue and the cache
+# --- the catalogue
 
 
 def test_another_machine_knows_manifests_and_fetches_files_where_it_needs_them(
@@ -136,10 +143,42 @@ def test_another_machine_knows_manifests_and_fetches_files_where_it_needs_them(
     assert content_of(path) == content_of(made["dpo"])
 
 
+@pytest.mark.parametrize("objects", ["file"], indirect=True)
+@pytest.mark.parametrize("stage", ["base", "sft"])
+def test_a_reader_of_what_is_damaged_there_says_so(
+    here: ArtifactStore, there: ArtifactStore, remote: Remote, stage: str
+) -> None:
+    path = family(here)[stage]
+    send_missing(here, remote)
+    refresh(there, remote)
+    kind = KINDS.get(stage, "checkpoint")
+    alter(remote.objects, f"{FOLDERS[kind]}/{path.name}/model.safetensors")
+    told: list[str] = []
+    with pytest.raises(InputError, match="cannot be rebuilt here"):
+        restore(there, there.folder(kind, path.name), "test", lambda: pytest.fail("nothing is computed"), told.append)
+    assert told[-1] == f"what arrived of {path.name} is damaged"
+    assert remote.manifest(kind, path.name) == read_manifest(path)
+
+
 def test_a_manifest_of_which_half_was_written_is_no_folder(there: ArtifactStore, remote: Remote) -> None:
     remote.objects.write(f"checkpoints/sft-0123/{MANIFEST}", b'{"kind": ')
     refresh(there, remote)
     assert there.newest_first("checkpoint") == []
+
+
+def test_no_example_is_rendered_by_a_base_model_whose_files_are_elsewhere(execution: Execution, tmp_path: Path) -> None:
+    source = BaseModelSource(source="folder", name=str(tmp_path / "model"))
+    stage = BaseModelInput(source=source, origin=locate(source)[1], precision=execution.precision)
+    base = ArtifactStore(execution.settings.home).folder("base", stage.id)
+    mark_pruned(base, Pruned(files=("tokenizer.json",), when=utc_now(), why="it is elsewhere"))
+    asked = (
+        tmp_path / "rows",
+        Cleaning(model=source),
+        execution,
+        SimpleNamespace(line=pytest.fail),
+        ChildOptions(threads=1),
+    )
+    assert _example(*asked) is None  # type: ignore[arg-type]
 
 
 def test_aliases_are_shared_and_changed_one_after_the_other(
@@ -168,82 +207,3 @@ def test_decisions_travel_with_their_alias(here: ArtifactStore, there: ArtifactS
         write_decision(there.home, decided)
     with changing_alias(here, "champion", "test", lambda who: None):
         assert read_decision(here.home, "champion", "dpo-1") == decided
-
-
-def test_the_local_root_is_bounded(here: ArtifactStore, remote: Remote) -> None:
-    made = family(here)
-    send_missing(here, remote)
-    unsent = publish(here, "sft", 1)
-    each = sum(map(len, FILES.values()))
-    for stage in ("dpo", "sft", "reward", "dataset", "base"):
-        here.note_use(KINDS.get(stage, "checkpoint"), made[stage].name)
-        time.sleep(0.01)
-    small = Remote(remote.objects, LEASE_SECONDS, cache_bytes=each * 4)
-    assert make_room(here, small) == 2 * each
-    gone = {stage for stage, path in made.items() if is_pruned(path)}
-    assert gone == {"dpo", "sft"}
-    assert not is_pruned(unsent)
-    assert make_room(here, Remote(remote.objects, LEASE_SECONDS, cache_bytes=0)) == 3 * each
-    assert not is_pruned(unsent) and damage(unsent) == []
-
-
-# --- unfinished stages
-
-
-def trainer_checkpoint(workspace: Path, step: int) -> Path:
-    folder = workspace / TRAINER / f"checkpoint-{step}"
-    folder.mkdir(parents=True)
-    (folder / "optimizer.pt").write_bytes(bytes([step]) * 100)
-    seal(folder, step, 100, float(step))
-    return folder
-
-
-def test_the_newest_trainer_checkpoint_goes_to_whoever_takes_over(
-    here: ArtifactStore, there: ArtifactStore, remote: Remote
-) -> None:
-    ours, theirs = (store.partial("checkpoint", "sft-1") for store in (here, there))
-    for step in (2, 4, 6):
-        trainer_checkpoint(ours, step)
-        (ours / LEDGER).write_text(f"attempt {step}\n")
-        remote.send_unfinished("checkpoint", "sft-1", ours)
-    assert set(remote.objects.names("unfinished/checkpoint-sft-1")) == {
-        "attempts.jsonl",
-        "checkpoint-4",
-        "checkpoint-6",
-    }
-    (theirs / TRAINER).mkdir(parents=True)
-    (theirs / LEDGER).write_text("attempt 0\n")
-    assert remote.fetch_unfinished("checkpoint", "sft-1", theirs) == 6
-    whole = last_whole_checkpoint(theirs / TRAINER)
-    assert whole and whole[1].step == 6
-    assert (theirs / LEDGER).read_text() == "attempt 6\nattempt 0\n"
-    assert remote.fetch_unfinished("checkpoint", "sft-1", theirs) == 0
-
-
-@at_length
-@pytest.mark.parametrize("harm", DAMAGES)
-@pytest.mark.parametrize("file", ["optimizer.pt", SEAL])
-def test_a_damaged_trainer_checkpoint_is_passed_over(
-    here: ArtifactStore, there: ArtifactStore, remote: Remote, harm: object, file: str
-) -> None:
-    workspace = here.partial("checkpoint", "sft-1")
-    for step in (2, 4):
-        trainer_checkpoint(workspace, step)
-        remote.send_unfinished("checkpoint", "sft-1", workspace)
-    harm(remote.objects, f"unfinished/checkpoint-sft-1/checkpoint-4/{file}")  # type: ignore[operator]
-    other = there.partial("checkpoint", "sft-1")
-    assert remote.fetch_unfinished("checkpoint", "sft-1", other) == 2
-    found = last_whole_checkpoint(other / TRAINER)
-    assert found and found[1].step == 2
-
-
-@at_length
-def test_what_is_trained_is_sent_while_it_is_held(here: ArtifactStore, remote: Remote) -> None:
-    with sole_maker(here, remote, "checkpoint", "sft-1", "test", pytest.fail) as check:
-        trainer_checkpoint(here.partial("checkpoint", "sft-1"), 2)
-        time.sleep(LEASE_SECONDS + 2)
-        check()  # renewed meanwhile
-        done = remote.steps_done("checkpoint", "sft-1")
-        assert done and done.step == 2
-    remote.discard_unfinished("checkpoint", "sft-1")
-    assert remote.steps_done("checkpoint", "sft-1") is None

@@ -8,6 +8,7 @@ from models.artifacts import Kind, Manifest
 from tasks.pruned import is_pruned
 from tasks.pruning import remove_files
 from tasks.remote.remote import Remote
+from tasks.remote.uses import last_use, unless_taken
 from tasks.run_record import runs_at_work
 from tasks.store import FOLDERS, ArtifactStore
 
@@ -15,7 +16,7 @@ from tasks.store import FOLDERS, ArtifactStore
 def make_room(store: ArtifactStore, remote: Remote) -> int:
     """Remove files of finished folders until the rest takes no more than allowed; their manifests stay.
 
-    What is not in the remote stays, and so does what runs at work need or have taken.
+    What is not in the remote stays, and so does what processes that live have taken and what runs at work need.
 
     Returns:
         Bytes that are free now.
@@ -37,8 +38,9 @@ def make_room(store: ArtifactStore, remote: Remote) -> int:
 
 def _let_go(store: ArtifactStore, remote: Remote, kind: Kind, name: str) -> int:
     path = store.folder(kind, name)
-    with store.lock_if_free(kind, name) as free:
-        manifest = remote.manifest(kind, name) if free and not is_pruned(path) and remote.has(path) else None
+    with store.lock_if_free(kind, name) as free, unless_taken(store, kind, name) as idle:
+        movable = free and idle and not is_pruned(path) and remote.has(path)
+        manifest = remote.manifest(kind, name) if movable else None
         if not manifest:
             return 0
         return remove_files(path, [entry.path for entry in manifest.files], f"it is in {remote.url}")
@@ -49,7 +51,7 @@ def _whole(store: ArtifactStore) -> Iterator[tuple[float, Kind, str, int]]:
     for kind in FOLDERS:
         for path, manifest in store.manifests(kind):
             if not is_pruned(path) and not path.is_symlink():
-                yield store.last_use(kind, path.name), kind, path.name, _size(manifest)
+                yield last_use(store, kind, path.name), kind, path.name, _size(manifest)
 
 
 def _size(manifest: Manifest) -> int:

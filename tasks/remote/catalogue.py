@@ -13,6 +13,7 @@ from models.run import RunRecord
 from tasks.aliases import changing
 from tasks.files import replace_file
 from tasks.pruned import mark_pruned
+from tasks.remote.lease import Lease
 from tasks.remote.remote import Remote, write_manifest
 from tasks.run_record import RECORD
 from tasks.store import FOLDERS, MANIFEST, ArtifactStore, Waiting, utc_now
@@ -44,10 +45,11 @@ def send_run(store: ArtifactStore, remote: Remote, name: str) -> None:
 def changing_alias(store: ArtifactStore, name: str, holder: str, waiting: Waiting) -> Iterator[None]:
     """Hold the right to change an alias and what was decided about it, on all machines that share the remote.
 
-    What others have changed is brought here first, and what is changed here is sent at the end.
+    What others have changed is brought here first, and what is changed here is sent at the end; where that fails, it is
+    put back.
 
     Raises:
-        StageError: the remote does not answer; nothing was changed.
+        StageError: the remote does not answer, or the right was lost; nothing is changed here.
     """
     with changing(store.home, name):
         if not store.remote:
@@ -58,14 +60,32 @@ def changing_alias(store: ArtifactStore, name: str, holder: str, waiting: Waitin
         try:
             _bring(store, store.remote, [f"aliases/{name}.json", *_decisions(store.remote, name)])
             before = _about(store, name)
-            yield
-            changed = {key: content for key, content in _about(store, name).items() if content != before.get(key)}
-            if changed:
-                lease.check()
-            for key, content in changed.items():
-                store.remote.objects.write(key, content)
+            try:
+                yield
+                _send_changes(store, name, before, store.remote, lease)
+            except BaseException:
+                _put_back(store, name, before)
+                raise
         finally:
             lease.release()
+
+
+def _send_changes(store: ArtifactStore, alias: str, before: dict[str, bytes], remote: Remote, lease: Lease) -> None:
+    """Send what has changed about an alias, the alias first: what was decided may be put on file again."""
+    changed = {key: content for key, content in _about(store, alias).items() if content != before.get(key)}
+    if changed:
+        lease.check()
+    for key, content in changed.items():
+        remote.objects.write(key, content)
+
+
+def _put_back(store: ArtifactStore, alias: str, before: dict[str, bytes]) -> None:
+    """Make an alias and the decisions about it what they were."""
+    for key, content in _about(store, alias).items():
+        if key not in before:
+            (store.home / key).unlink()
+        elif content != before[key]:
+            replace_file(store.home / key, before[key].decode())
 
 
 def _note_folder(store: ArtifactStore, remote: Remote, kind: Kind, name: str, content: bytes) -> None:
@@ -117,16 +137,23 @@ def _refresh_runs(store: ArtifactStore, remote: Remote) -> None:
     for name in remote.objects.names("runs"):
         if not (runs / name / RECORD).exists():
             files = remote.objects.read_all([f"runs/{name}/{file}" for file in remote.objects.names(f"runs/{name}")])
-            record = files.pop(f"runs/{name}/{RECORD}", None)
+            record = _moved(files.pop(f"runs/{name}/{RECORD}", b""), store.home)
             if record:
                 for key, content in files.items():
                     replace_file(store.home / key, content.decode())
-                replace_file(runs / name / RECORD, _moved(record.decode(), store.home))
+                replace_file(runs / name / RECORD, record)
 
 
-def _moved(text: str, home: Path) -> str:
-    """A run's record with the paths of this artifact root in place of those of the one that it comes from."""
-    record = RunRecord.model_validate_json(text)
+def _moved(content: bytes, home: Path) -> str:
+    """A run's record with the paths of this artifact root in place of those of the one that it comes from.
+
+    Empty where this version cannot read it: it is none, or of a newer version.
+    """
+    try:
+        record = RunRecord.model_validate_json(content)
+    except ValidationError:
+        return ""
+    text = content.decode()
     if not record.report:
         return text
     before, now = (json.dumps(f"{place}/")[1:-1] for place in (record.report.parents[2], home))

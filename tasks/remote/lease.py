@@ -41,8 +41,8 @@ class Lease:
         self._renewed = 0.0
         self._lost = False
 
-    def acquire(self, waiting: Callable[[str], None]) -> bool:
-        """Wait for the right and take it; returns whether it had to be waited for.
+    def acquire(self, waiting: Callable[[str], None]) -> None:
+        """Wait for the right and take it.
 
         Raises:
             Stopped: this process is to end while it waits.
@@ -54,7 +54,11 @@ class Lease:
                 told = True
             stop_if_closing()
             time.sleep(min(2.0, self._seconds / 6))
-        return told
+
+    def is_free(self) -> bool:
+        """Whether no other artifact root has the right now; it is not taken."""
+        numbers = self._numbers()
+        return not numbers or self._is_over(numbers[-1])
 
     def renew(self) -> None:
         """Say that the holder is at work still; where another one has taken over, it is lost for good."""

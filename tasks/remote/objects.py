@@ -17,6 +17,24 @@ EXTRAS = {"s3": "s3", "gs": "gs", "az": "az", "abfs": "az", "file": ""}
 """The schemes of a remote, each with the extra that installs its client."""
 _WAITS_SECONDS = (1.0, 2.0, 4.0)
 """Between tries, on top of those that the clients make by themselves."""
+_CLIENT_TRIES = 2
+"""Those of S3's client, which else asks five times five times."""
+_UNCACHED = {"use_listings_cache": False}
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "s3": _UNCACHED | {"config_kwargs": {"retries": {"total_max_attempts": 1}}},
+    "gs": _UNCACHED,
+    "az": _UNCACHED,
+    "abfs": _UNCACHED,
+    "file": {},
+}
+"""Of the clients: what lies there is asked for each time."""
+_CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+    "": "permissions of the folder",
+}
+"""What names them, by the client's extra."""
 
 
 class Unreachable(StageError):
@@ -38,14 +56,16 @@ class ObjectStore:
             raise InputError(f"ALIGN_REMOTE: '{url}' has no known scheme; use s3://, gs://, az:// or file://")
         from fsspec.core import url_to_fs
 
-        options = {} if scheme == "file" else {"use_listings_cache": False}
         try:
-            self._fs, path = url_to_fs(self.url, skip_instance_cache=True, **options)
+            self._fs, path = url_to_fs(self.url, skip_instance_cache=True, **_OPTIONS[scheme])
         except ImportError:
             remedy = f"run `pip install 'alignment-pipeline[{EXTRAS[scheme]}]'`"
             raise InputError(f"ALIGN_REMOTE: the client for {scheme}:// is not installed; {remedy}") from None
         self._root = path.rstrip("/")
         self._local = scheme == "file"
+        self._credentials = _CREDENTIALS[EXTRAS[scheme]]
+        if scheme == "s3":
+            self._fs.retries = _CLIENT_TRIES
 
     def read(self, key: str) -> bytes:
         """An object's content.
@@ -58,7 +78,7 @@ class ObjectStore:
     def read_all(self, keys: list[str]) -> dict[str, bytes]:
         """The content of many objects at once, by key; those that have just gone are left out."""
         paths = {self._path(key): key for key in keys}
-        found = self._ask(lambda: self._fs.cat(list(paths), on_error="omit")) if paths else {}
+        found = self._ask(lambda: self._read_there(list(paths))) if paths else {}
         return {paths[path]: content for path, content in found.items()}
 
     def write(self, key: str, content: bytes) -> None:
@@ -120,6 +140,15 @@ class ObjectStore:
         with suppress(FileNotFoundError):
             self._ask(lambda: self._fs.rm(self._path(key), recursive=True))
 
+    def _read_there(self, paths: list[str]) -> dict[str, bytes]:
+        """The content of what is there of many paths, at once; any other failure than that one is not is raised."""
+        answers = self._fs.cat(paths, on_error="return")
+        found = {path: answer for path, answer in answers.items() if not isinstance(answer, FileNotFoundError)}
+        for failure in found.values():
+            if isinstance(failure, Exception):
+                raise failure
+        return found
+
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}"
 
@@ -163,12 +192,12 @@ class ObjectStore:
         if isinstance(error, PermissionError):
             return f"{what}: the server refuses these credentials ({error}); put them right, or ask for access"
         if "Credential" in type(error).__name__:
-            remedy = "set them as its own tools read them, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            remedy = f"set them as its own tools read them, such as {self._credentials}"
             return f"{what}: no credentials ({error}); {remedy}"
         return ""
 
 
-def _is_local_fault(error: Exception) -> Any:
+def _is_local_fault(error: Exception) -> bool:
     """Whether this machine's disk is at fault, not the server."""
     from tasks.files import is_disk_full
 

@@ -26,6 +26,7 @@ from tasks.pruned import is_pruned
 from tasks.remote.folders import fetch_folder, remove_folder, send_folder
 from tasks.remote.lease import Lease
 from tasks.remote.objects import ObjectStore, Unreachable
+from tasks.remote.uses import take
 from tasks.store import FOLDERS, MANIFEST, ArtifactStore, damage, read_manifest
 
 _OWNER = "remote-owner"
@@ -47,6 +48,7 @@ class Remote:
         self.objects = objects
         self.lease_seconds = lease_seconds
         self.cache_bytes = cache_bytes
+        self._damaged: set[bytes] = set()
 
     @property
     def url(self) -> str:
@@ -79,17 +81,18 @@ class Remote:
         """Whether the very folder that lies here, or lay here before its files were removed, is safe there."""
         with suppress(DamagedArtifact, Unreachable):
             here = read_manifest(path)
-            there = self.manifest(here.kind, path.name)
-            return there is not None and there.digest == here.digest
+            there = self._manifest(here.kind, path.name)
+            return there is not None and there[0].digest == here.digest and there[1] not in self._damaged
         return False
 
     def fetch(self, store: ArtifactStore, kind: Kind, name: str) -> Manifest | None:
         """Bring a finished folder here by one rename, every byte compared with its manifest; none: it is not there.
 
-        A folder that turns out to be damaged there is not finished any more: whoever needs it makes it again.
+        So it is where what arrives is damaged, for as long as this process lives. What lies there stays as it is, for
+        the fault may be here: whoever makes the folder again replaces it.
         """
         found = self._manifest(kind, name)
-        if not found:
+        if not found or found[1] in self._damaged:
             return None
         manifest, content = found
         folder = store.partial(kind, f"{name}.fetched")
@@ -99,9 +102,9 @@ class Remote:
             _refuse_damage(folder, name)
         except DamagedArtifact:
             shutil.rmtree(folder, ignore_errors=True)
-            if self._manifest(kind, name) == found:  # and not one that was made anew meanwhile
-                self.objects.remove(f"{_key(kind, name)}/{MANIFEST}")
+            self._damaged.add(content)
             return None
+        take(store, kind, name)
         store.move_in(folder, kind, name)
         return manifest
 
@@ -151,20 +154,15 @@ class Remote:
         for step in sorted(there)[:-_KEPT]:
             remove_folder(self.objects, f"{key}/checkpoint-{step}", SEAL)
 
-    def fetch_unfinished(self, kind: Kind, name: str, workspace: Path) -> int:
-        """Bring the newest whole trainer checkpoint here, with the ledger, where it is further than what is here.
-
-        Returns:
-            Optimizer steps done in it; 0: nothing was brought.
-        """
+    def fetch_unfinished(self, kind: Kind, name: str, workspace: Path) -> None:
+        """Bring the newest whole trainer checkpoint here, with the ledger, where it is further than what is here."""
         key, here = _unfinished(kind, name), last_whole_checkpoint(workspace / TRAINER)
         done = here[1].step if here else 0
         for step in sorted(self._steps(kind, name), reverse=True):
             with suppress(DamagedArtifact, FileNotFoundError, ValidationError):
                 if step > done:
                     self._fetch_trainer_checkpoint(f"{key}/checkpoint-{step}", workspace)
-                    return step
-        return 0
+                    return
 
     def steps_done(self, kind: Kind, name: str) -> Seal | None:
         """The seal of the newest trainer checkpoint there; none where there is none."""
@@ -172,6 +170,11 @@ class Remote:
         with suppress(FileNotFoundError, ValidationError):
             return Seal.model_validate_json(self.objects.read(f"{_unfinished(kind, name)}/checkpoint-{step}/{SEAL}"))
         return None
+
+    def unfinished(self) -> set[tuple[str, str]]:
+        """Kind and name of every stage of which something lies there that was sent while it was made."""
+        found = (name.partition("-") for name in self.objects.names("unfinished"))
+        return {(kind, name) for kind, _, name in found}
 
     def discard_unfinished(self, kind: Kind, name: str) -> None:
         """Remove what is there of a stage that is finished."""

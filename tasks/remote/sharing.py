@@ -50,24 +50,25 @@ def sole_maker(
     ended, sent = threading.Event(), [_standing(workspace)]
 
     def send() -> None:
-        if _standing(workspace) != sent[0]:
-            sent[0] = _standing(workspace)
+        standing = _standing(workspace)
+        if standing != sent[0]:
             remote.send_unfinished(kind, name, workspace)
+            sent[0] = standing
 
     jobs = ((lease.renew, remote.lease_seconds / _RENEWALS), (send, _SECONDS_BETWEEN_LOOKS))
-    threads = [threading.Thread(target=_repeat, args=(*job, ended), daemon=True) for job in jobs]
+    renewing, sending = (threading.Thread(target=_repeat, args=(*job, ended), daemon=True) for job in jobs)
     try:
-        remote.fetch_unfinished(kind, name, workspace)
-        for thread in threads:
-            thread.start()
+        renewing.start()
+        remote.fetch_unfinished(kind, name, workspace)  # which may take longer than a lease lasts
+        sending.start()
         yield lease.check
     finally:
         ended.set()
-        for thread in threads:
+        for thread in (renewing, sending):
             if thread.is_alive():
                 thread.join()
         if workspace.exists():
-            with suppress(AlignError):
+            with suppress(AlignError, OSError):
                 lease.check()
                 send()
         lease.release()
@@ -78,9 +79,8 @@ def keep_safe(
 ) -> None:
     """Send a folder, a new one in place of what is there; where that fails, it stays here and the next run sends it."""
     try:
-        sent = remote.send(store, kind, name, replace=is_new)
-        if sent:
-            remote.discard_unfinished(kind, name)
+        remote.send(store, kind, name, replace=is_new)
+        _discard_unfinished(store, remote, kind, name)
         make_room(store, remote)
     except AlignError as error:
         telling(f"{name} is kept here and will be sent by the next run: {error}")
@@ -108,12 +108,27 @@ def share_run(store: ArtifactStore, name: str, telling: Telling) -> None:
 
 def send_missing(store: ArtifactStore, remote: Remote) -> None:
     """Send every finished folder that the remote lacks: what earlier runs could not send, or made without it."""
+    left = remote.unfinished()
     for kind in FOLDERS:
         there = remote.objects.sizes(FOLDERS[kind])
         for path, _ in store.manifests(kind):
             is_there = there.get(f"{path.name}/{MANIFEST}") == (path / MANIFEST).stat().st_size
             if not is_there and not is_pruned(path) and not damage(path):
                 remote.send(store, kind, path.name)
+            if (kind, path.name) in left:
+                with store.lock_if_free(kind, path.name) as free:
+                    if free:
+                        _discard_unfinished(store, remote, kind, path.name)
+
+
+def _discard_unfinished(store: ArtifactStore, remote: Remote, kind: Kind, name: str) -> None:
+    """Once a folder is safe there, what was sent while it was made goes, or a forced training would go on from it.
+
+    It stays where another machine is making the folder anew right now. The caller holds the folder's lock here.
+    """
+    is_left = (kind, name) in remote.unfinished()
+    if is_left and remote.has(store.folder(kind, name)) and remote.lease(store, f"{kind}-{name}", "").is_free():
+        remote.discard_unfinished(kind, name)
 
 
 def _standing(workspace: Path) -> dict[str, float]:
