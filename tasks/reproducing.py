@@ -27,6 +27,7 @@ from tasks.core.entry import compare_weights
 from tasks.data.formats.reading import Role
 from tasks.execution import Execution, stages_at_once
 from tasks.finding import resolve
+from tasks.launch import group_problems
 from tasks.provenance import version_changes
 from tasks.remote.opening import open_store
 from tasks.reward_functions import function_digests
@@ -126,7 +127,10 @@ def scratch_execution(steps: list[Step], settings: Settings) -> Execution:
 
 
 def as_it_was(step: Step, execution: Execution) -> Execution:
-    """With the threads, the micro-batch and the sharing that the stage had: all decide the order of sums."""
+    """With the threads, micro-batch, sharing and processes that the stage had: all of them decide the order of sums.
+
+    Where this machine cannot have such processes, those of the settings train, and the comparison tells of it.
+    """
     if step.manifest is None or not step.manifest.attempts:
         return execution
     last = step.manifest.attempts[-1]
@@ -137,6 +141,9 @@ def as_it_was(step: Step, execution: Execution) -> Execution:
     }
     threads = int(step.manifest.machine.get("threads", execution.threads))
     settings = execution.settings.model_copy(update=update)
+    group = settings.model_copy(update={"processes": last.processes, "sharding": last.sharding})
+    if not any(group_problems(group, execution.machine)):
+        settings = group
     return execution.model_copy(update={"settings": settings, "threads": threads})
 
 
@@ -281,9 +288,19 @@ def _changes(before: Manifest, now: Manifest) -> list[str]:
         for key, value in now.machine.items()
         if before.machine.get(key, value) != value
     ]
+    groups = [_group(each) for each in (before, now)]
+    group = [f"{groups[0]} -> {groups[1]}"] if groups[0] != groups[1] else []
     commits = [each.code.get("commit", "")[:12] for each in (before, now)]
     commit = [f"commit {commits[0]} -> {commits[1]}"] if all(commits) and commits[0] != commits[1] else []
-    return [*version_changes(before.versions), *machine, *commit]
+    return [*version_changes(before.versions), *machine, *group, *commit]
+
+
+def _group(manifest: Manifest) -> str:
+    """The processes that a checkpoint was last trained with, and what they spread over themselves."""
+    last = manifest.attempts[-1] if manifest.attempts else None
+    if last is None or last.processes == 1:
+        return "1 process"
+    return f"{last.processes} processes ({last.sharding})"
 
 
 def _ignore(_: object) -> None:

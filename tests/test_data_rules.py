@@ -290,7 +290,7 @@ def test_leaks_are_told_of_or_end_the_run(tmp_path: Path, leak: str, near_leak: 
 def test_rows_that_are_held_out_twice_count_once(tmp_path: Path, near_leak: str) -> None:
     recipe = leak_recipe(tmp_path, near_leak=near_leak)
     alike = [{"prompt": f"Say {QUOTED} {number}", "answer": "a"} for number in range(5)]
-    write(tmp_path / "heldout.jsonl", alike)
+    write(tmp_path / "heldout.jsonl", [*alike])
     again = {"name": "again", "prompts": {"path": str(tmp_path / "heldout.jsonl"), "license": "mit"}}
     asked = recipe.model_dump(mode="json")
     recipe = Recipe.model_validate(asked | {"evaluation": asked["evaluation"] | {"sets": [again]}})
@@ -326,7 +326,7 @@ def test_words_of_held_out_rows_are_looked_at_only_where_they_decide(tmp_path: P
 )
 def test_rules_that_leave_nothing_are_named(tmp_path: Path, role: Role, rows: list[Row], said: str) -> None:
     recipe = leak_recipe(tmp_path, leak="drop", max_dropped=1)
-    source = DatasetSource(path=str(write(tmp_path / "rows.jsonl", rows)))
+    source = DatasetSource(path=str(write(tmp_path / "rows.jsonl", [*rows])))
     preparations = Preparations(tmp_path / "home", Manner(workers=0))
     cleaning = cleaning_of(recipe, "sft")
     wanted = kept_apart(wanted_rows(source, role, None, (), cleaning), cleaning, preparations)

@@ -12,6 +12,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.distributed.fsdp.api import StateDictType
 from trl import DPOConfig, GRPOConfig, RewardConfig, SFTConfig
 
+from models.artifacts import Manifest
 from models.errors import InputError
 from models.launch import Launch, Sharding
 from models.queue import Share
@@ -25,6 +26,8 @@ from tasks.core.ranks import any_of_all, distribution_arguments, whole_state
 from tasks.execution import Execution, stages_at_once
 from tasks.launch import check_batch, launch_problems, meeting, uneven_steps
 from tasks.queue import Queue, is_admitted
+from tasks.reproducing import Step, _changes, as_it_was
+from tests.folders import manifest_of
 from tests.test_contracts import INPUTS
 from tests.test_hyperparameters import arguments
 
@@ -224,6 +227,32 @@ def test_steps_that_several_processes_fill_up_are_told(
     sections: Any = {"sft": recipe.sft.model_copy(update=changes), "grpo": recipe.grpo}
     notes = list(uneven_steps(sections, {"sft": rows, "grpo": rows}, processes))
     assert [note.partition(":")[0] for note in notes] == ["sft"] * told
+
+
+def trained_with(processes: int, sharding: str) -> Manifest:
+    rows = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
+    ended = {"started": "2026-01-01T00:00:00+00:00", "seconds": 1.0, "outcome": "completed"}
+    return manifest_of(attempts=({"processes": processes, "sharding": sharding} | rows | ended,))
+
+
+@pytest.mark.parametrize(
+    ("device", "recorded", "expected", "change"),
+    [
+        ("cuda", (4, "fsdp2"), (4, "fsdp2"), ""),
+        ("cpu", (2, "ddp"), (2, "ddp"), ""),
+        ("cuda", (8, "ddp"), (1, "ddp"), "8 processes (ddp) -> 1 process"),
+        ("cpu", (2, "fsdp2"), (1, "ddp"), "2 processes (fsdp2) -> 1 process"),
+    ],
+)
+def test_what_many_trained_is_reproduced_by_as_many(
+    device: str, recorded: tuple[int, str], expected: tuple[int, str], change: str
+) -> None:
+    manifest = trained_with(*recorded)
+    step = Step("sft-0", manifest.as_ancestor(), manifest, "sft")
+    here = as_it_was(step, execution(device)).of_training()
+    found = (here.launch.processes, here.settings.sharding)
+    assert found == expected
+    assert "".join(_changes(manifest, trained_with(*found))) == change
 
 
 def test_a_cpus_threads_are_divided_among_processes() -> None:
