@@ -1,6 +1,9 @@
 """What settings for several processes become: the group, equal parts of a batch, and Accelerate's own configuration."""
 
+import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import ModuleType
 from typing import Any, get_args
 
 import pytest
@@ -21,6 +24,7 @@ from settings.machine import Machine
 from settings.settings import Settings, load_settings
 from tasks import ledger, preflight
 from tasks.child_main import ChildOptions
+from tasks.core import ranks
 from tasks.core.plan import TrainingPlan
 from tasks.core.ranks import any_of_all, distribution_arguments, whole_state
 from tasks.execution import Execution, stages_at_once
@@ -281,6 +285,18 @@ def test_processes_take_an_accelerator_each(tmp_path: Path, monkeypatch: pytest.
 )
 def test_stages_at_once_leave_room_for_processes(device: str, processes: int, expected: int) -> None:
     assert stages_at_once(Settings(processes=processes), machine(device)) == expected
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_only_the_process_that_writes_takes_the_weights_of_zero3(main: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, deepspeed = torch.nn.Linear(2, 2), ModuleType("deepspeed")
+    deepspeed.zero = ModuleType("deepspeed.zero")  # type: ignore[attr-defined]
+    deepspeed.zero.GatheredParameters = nullcontext
+    model.weight.ds_id = 0  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "deepspeed", deepspeed)
+    monkeypatch.setitem(sys.modules, "deepspeed.zero", deepspeed.zero)
+    monkeypatch.setattr(ranks, "is_main", lambda: main)
+    assert set(whole_state(model) or {}) == ({"weight", "bias"} if main else set())
 
 
 def test_a_process_alone_decides_for_all_and_is_whole() -> None:
