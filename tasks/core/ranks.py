@@ -77,6 +77,11 @@ def sum_of_all(counts: Counter[str]) -> Counter[str]:
     return sum(gather_object([counts]), Counter())
 
 
+def first_told(text: str) -> str:
+    """The text of the first process that has one; all of them have to ask."""
+    return next(filter(None, gather_object([text])), "")
+
+
 def is_finite(model: torch.nn.Module) -> bool:
     """Whether what this process holds of the weights that train is finite."""
     trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
