@@ -16,12 +16,12 @@ from tasks.dpo import train_dpo
 from tasks.execution import Execution
 from tasks.grpo import train_grpo
 from tasks.remote.opening import open_store
+from tasks.reproduced import compare
 from tasks.reproducing import (
     Step,
     ancestry,
     as_it_was,
     base_model_source,
-    compare,
     dataset_source,
     found_whole,
     refuse_other_content,

@@ -1,4 +1,4 @@
-"""Training a checkpoint again from its manifest alone, in an artifact root of its own, and comparing the weights.
+"""Training a checkpoint again from its manifest alone, in an artifact root of its own.
 
 The manifest tells of every ancestor what decided it. Base model and snapshots are taken from the artifact root where
 they are whole, else fetched from where they came from; every training stage is carried out anew.
@@ -6,7 +6,6 @@ they are whole, else fetched from where they came from; every training stage is 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from graphlib import TopologicalSorter
 from typing import Any
 
@@ -15,20 +14,15 @@ from pydantic import ValidationError
 from models.artifacts import Ancestor, Artifact, Checkpoint, Dataset, Manifest
 from models.errors import InputError
 from models.evaluation import Estimate
-from models.reproduction import StageReproduction
 from models.rewards import Reward
 from models.sources import BaseModelSource, DatasetSource
 from models.stages import DPOInput, GRPOInput, RewardInput, SFTInput, TrainingInput
 from settings.machine import inspect_machine, resolve_precision
 from settings.settings import Settings
-from tasks.child import run_in_child
-from tasks.child_main import ChildOptions
-from tasks.core.entry import compare_weights
 from tasks.data.formats.reading import Role
 from tasks.execution import Execution, stages_at_once
 from tasks.finding import resolve
 from tasks.launch import group_problems
-from tasks.provenance import version_changes
 from tasks.remote.opening import open_store
 from tasks.reward_functions import function_digests
 from tasks.store import ArtifactStore, damage, read_manifest
@@ -257,51 +251,3 @@ def _with_rewards(step: Step, asked: dict[str, Any], parents: dict[str, Any]) ->
         "scorer_accuracies": origin.get("scorer_accuracies", {}),
         "functions": {reward.label: each["sha256"] for reward, each in pairs if reward.function},
     }
-
-
-def compare(step: Step, made: Checkpoint, store: ArtifactStore, execution: Execution) -> StageReproduction:
-    """Compare a stage's new weights with those that it had."""
-    anew = read_manifest(made.path)
-    seconds = anew.metrics.get("seconds", 0.0)
-    path = store.locate(step.name)
-    if path is None or step.manifest is None:
-        return StageReproduction(name=step.name, verdict="not compared", seconds=seconds)
-    changes = tuple(_changes(step.manifest, anew))
-    same = _weights(anew) == _weights(step.manifest)
-    options = ChildOptions.of(execution, (0,))
-    difference = 0.0 if same else run_in_child(compare_weights, (made.path, path), options, _ignore, _ignore)
-    verdict = "same" if same else "different"
-    return StageReproduction(
-        name=step.name, verdict=verdict, relative_difference=difference, changes=changes, seconds=seconds
-    )
-
-
-def _weights(manifest: Manifest) -> dict[str, str]:
-    """Digests of the merged weights; the adapter's, which they come from, need not be there."""
-    return {entry.path: entry.sha256 for entry in manifest.files if fnmatch(entry.path, "model*.safetensors")}
-
-
-def _changes(before: Manifest, now: Manifest) -> list[str]:
-    """What was not as it was, in words."""
-    machine = [
-        f"{key} {before.machine[key]} -> {value}"
-        for key, value in now.machine.items()
-        if before.machine.get(key, value) != value
-    ]
-    groups = [_group(each) for each in (before, now)]
-    group = [f"{groups[0]} -> {groups[1]}"] if groups[0] != groups[1] else []
-    commits = [each.code.get("commit", "")[:12] for each in (before, now)]
-    commit = [f"commit {commits[0]} -> {commits[1]}"] if all(commits) and commits[0] != commits[1] else []
-    return [*version_changes(before.versions), *machine, *group, *commit]
-
-
-def _group(manifest: Manifest) -> str:
-    """The processes that a checkpoint was last trained with, and what they spread over themselves."""
-    last = manifest.attempts[-1] if manifest.attempts else None
-    if last is None or last.processes == 1:
-        return "1 process"
-    return f"{last.processes} processes ({last.sharding})"
-
-
-def _ignore(_: object) -> None:
-    """Nothing to tell of a comparison of seconds."""

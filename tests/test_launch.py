@@ -9,10 +9,12 @@ from typing import Any, get_args
 import pytest
 import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils.deepspeed import HfDeepSpeedConfig
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.distributed.fsdp.api import StateDictType
+from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 from trl import DPOConfig, GRPOConfig, RewardConfig, SFTConfig
 
 from models.artifacts import Manifest
@@ -30,7 +32,8 @@ from tasks.core.ranks import any_of_all, distribution_arguments, whole_state
 from tasks.execution import Execution, stages_at_once
 from tasks.launch import check_batch, launch_problems, meeting, uneven_steps
 from tasks.queue import Queue, is_admitted
-from tasks.reproducing import Step, _changes, as_it_was
+from tasks.reproduced import _changes
+from tasks.reproducing import Step, as_it_was
 from tests.folders import manifest_of
 from tests.test_contracts import INPUTS
 from tests.test_hyperparameters import arguments
@@ -151,17 +154,28 @@ def test_fsdp2_reaches_accelerates_plugin(name: str, checkpointing: bool, monkey
     assert not isinstance(plugin.cpu_offload, CPUOffloadPolicy)
 
 
+class Zero(HfTrainerDeepSpeedConfig, HfDeepSpeedConfig):
+    """Transformers' reader of DeepSpeed's configuration, which otherwise asks for an installed DeepSpeed."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        HfDeepSpeedConfig.__init__(self, config)
+        self.mismatches: list[str] = []
+
+
+@pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize(("sharding", "stage"), [("zero2", 2), ("zero3", 3)])
-def test_zero_reaches_deepspeed(sharding: Sharding, stage: int) -> None:
-    config = distribution_arguments(plan(sharding))["deepspeed"]
-    zero = config["zero_optimization"]
-    assert (zero["stage"], zero["overlap_comm"], zero["contiguous_gradients"]) == (stage, True, True)
-    assert zero.get("stage3_gather_16bit_weights_on_model_save", False) is (stage == 3)
-    automatic = {key for key, value in config.items() if value == "auto"}
-    assert automatic == {
-        "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
-    }  # fmt: skip
-    assert config["bf16"] == config["fp16"] == {"enabled": "auto"}
+def test_zero_is_what_transformers_fills_in(name: str, sharding: Sharding, stage: int) -> None:
+    zero = Zero(distribution_arguments(plan(sharding))["deepspeed"])
+    config = CONFIGS[name](**arguments(INPUTS[name], plan("ddp")) | {"use_cpu": True, "bf16": False})
+    zero.trainer_config_process(config)
+    assert (zero.is_zero2(), zero.is_zero3(), zero.is_offload()) == (stage == 2, stage == 3, False)
+    assert zero.get_value("zero_optimization.stage3_gather_16bit_weights_on_model_save", False) is (stage == 3)
+    assert zero.get_value("train_micro_batch_size_per_gpu") == config.per_device_train_batch_size == 2
+    assert zero.get_value("gradient_accumulation_steps") == config.gradient_accumulation_steps == 2
+    assert zero.get_value("gradient_clipping") == config.max_grad_norm
+    assert zero.dtype() == torch.float32
+    assert zero.mismatches == []
+    assert "auto" not in str(zero.config)
 
 
 WRONG: list[tuple[dict[str, Any], Machine, bool, str]] = [
