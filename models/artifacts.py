@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from models.contract import Contract
 from models.fingerprint import ID_LENGTH, fingerprint
+from models.launch import Sharding
 
 Precision = Literal["bf16", "fp16", "fp32"]
 Stage = Literal["base", "sft", "reward", "dpo", "grpo"]
@@ -50,6 +51,8 @@ class Attempt(Contract):
     """Whether a prompt was computed once for all completions of a micro-batch that have it."""
     processes: int = 1
     """Processes that trained together."""
+    sharding: Sharding = "ddp"
+    """What they spread over themselves."""
     run: str = ""
     """Name of the run that made it."""
     machine: str = ""

@@ -24,8 +24,10 @@ _SECONDS_TO_EXIT = 20
 _SECONDS_TO_FOLLOW = 3.0
 """In which the others of a group say why they end, before they are ended."""
 _LINES_TO_TELL = 20
-_CAUSES = ("out_of_memory", "killed", "disk_full", "input", "stage", "died", "stopped", "bug")
-"""Ends of a process, those first that are causes rather than consequences."""
+_CAUSES = ("out_of_memory", "killed", "disk_full", "input", "stage")
+"""Ends of a process that are causes rather than consequences, the plainest first."""
+_ENDS = (*_CAUSES, "died", "stopped", "bug")
+"""Ends without a result; of those that may be causes or consequences alike, the first is told."""
 
 Message = tuple[str, Any, int]
 """Kind, value and peak memory in bytes."""
@@ -128,7 +130,7 @@ def follow(
             elif kind == "returned":
                 running.remove(child)
                 result = value if child.is_first else result
-            elif kind in _CAUSES:
+            elif kind in _ENDS:
                 failure = _cause(ChildFailed(child, kind, value), [other for other in running if other is not child])
                 failure.peak_bytes = highest
                 raise failure
@@ -149,11 +151,11 @@ def _cause(first: ChildFailed, others: list[Child]) -> ChildFailed:
     while others and (ready := _ready(others, max(0.0, deadline - time.monotonic()))):
         for child in ready:
             kind, value, _ = child.receive()
-            if kind in _CAUSES:
+            if kind in _ENDS:
                 ends.append(ChildFailed(child, kind, value))
-            if kind in (*_CAUSES, "returned"):
+            if kind in (*_ENDS, "returned"):
                 others.remove(child)
-    return min(ends, key=lambda end: _CAUSES.index(end.kind))
+    return min(ends, key=lambda end: _CAUSES.index(end.kind) if end.kind in _CAUSES else len(_CAUSES))
 
 
 def explain(failure: ChildFailed, kills_before: int | None, kills: int | None) -> AlignError | OSError:

@@ -121,7 +121,7 @@ def _look_up(stage: TrainingInput, execution: Execution) -> StageForecast:
             state = "rebuilds" if is_pruned(path) and not is_remote else "cached"
             seconds = manifest.metrics.get("seconds", 0.0)
             return StageForecast(stage=stage.stage, name=stage.name, state=state, saved_seconds=seconds)
-    fit = recall(stage, execution)
+    fit = recall(stage, execution.of_training())
     begun = last_whole_checkpoint(store.partial("checkpoint", stage.name) / TRAINER)
     there: dict[str, Any] = {"state": "damaged" if damaged else "new"}
     there_too = store.remote.steps_done("checkpoint", stage.name) if store.remote else None

@@ -59,6 +59,13 @@ def uneven_steps(sections: Mapping[Stage, Training], rows: Mapping[str, int], pr
 
 def launch_problems(settings: Settings, machine: Machine, recipe: Recipe) -> Iterator[str]:
     """What is wrong with the processes that the settings ask for, on this machine and for this recipe."""
+    yield from group_problems(settings, machine)
+    if recipe.quantization and settings.sharding != "ddp" and settings.processes > 1:
+        yield f"quantization: 4-bit weights cannot be trained with ALIGN_SHARDING={settings.sharding}; use 'ddp'"
+
+
+def group_problems(settings: Settings, machine: Machine) -> Iterator[str]:
+    """What is wrong with the processes that the settings ask for, on this machine and whatever they train."""
     processes, on_cpu = settings.processes, machine.device == "cpu"
     if processes > 1 and not on_cpu and processes > machine.accelerators:
         there = f"{machine.accelerators} {machine.device}"
@@ -72,5 +79,3 @@ def launch_problems(settings: Settings, machine: Machine, recipe: Recipe) -> Ite
         yield f"ALIGN_SHARDING: '{settings.sharding}' needs CUDA devices, and this is a {machine.device}; use 'ddp'"
     if settings.sharding != "fsdp2" and not importlib.util.find_spec("deepspeed"):
         yield "ALIGN_SHARDING: DeepSpeed is not installed; run `pip install 'alignment-pipeline[deepspeed]'`"
-    if recipe.quantization:
-        yield f"quantization: 4-bit weights cannot be trained with ALIGN_SHARDING={settings.sharding}; use 'ddp'"

@@ -175,6 +175,7 @@ class AttemptRecorder:
             gradient_checkpointing=self._plan.gradient_checkpointing,
             share_prompts=self._plan.share_prompts,
             processes=self._plan.processes,
+            sharding=self._plan.sharding,
             run=self._execution.run,
             machine=self._execution.machine.name,
             device=self._execution.machine.device,

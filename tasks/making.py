@@ -8,6 +8,7 @@ rebuilt where its adapter and parent give it back, and one process at a time mak
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar, cast
@@ -17,6 +18,7 @@ from prefect.states import Completed
 from models.artifacts import Kind, Manifest
 from models.contract import Contract
 from models.errors import DamagedArtifact, InputError
+from models.launch import Launch
 from tasks.child_main import ChildOptions
 from tasks.execution import Execution
 from tasks.files import explaining_a_full_disk
@@ -57,34 +59,23 @@ def find_or_make(
     Returns:
         What `read` gives; within a Prefect state named `Cached` where the folder was there, so call tasks by `submit`.
     """
-    store = open_store(execution.settings)
+    store, teller = open_store(execution.settings), Teller(title or name)
     path = store.folder(kind, name)
-    teller = Teller(title or name)
-    holder = f"run {execution.run} (process {os.getpid()})"
-
-    def look() -> Manifest | None:
-        found = store.find(kind, name)
-        if not found and not forced and store.remote:
-            found = fetch_if_there(store, store.remote, kind, name, teller.warn)
-        if not found and not forced:
-            found = _rebuilt(store, path, holder, execution, teller)
-        if found and read_attempts(store.partial(kind, name)) == found.attempts:
-            store.discard_partial(kind, name)  # its maker died between publishing and clearing up
-        return found
-
-    with explaining_a_full_disk(store.home), store.lock(kind, name, holder, teller.waiting), ExitStack() as alone:
+    wanted = _Wanted(kind, name, _is_forced(name, title, execution), execution, store, teller)
+    with (
+        explaining_a_full_disk(store.home),
+        store.lock(kind, name, wanted.holder, teller.waiting),
+        ExitStack() as alone,
+    ):
         take(store, kind, name)
-        forced = _is_forced(name, title, execution)
         pruned = read_manifest(path) if is_pruned(path) else None
-        found = look()
-        if store.remote and not _is_taken(found, forced, execution):
-            teller.checking = alone.enter_context(sole_maker(store, store.remote, kind, name, holder, teller.waiting))
-            found = look()  # another machine may have made it meanwhile
-        if found and _is_taken(found, forced, execution):
-            if store.remote:
-                keep_safe(store, store.remote, kind, name, teller.warn, is_new=False)
-            teller.cached(path, found, version_changes(found.versions))
-            return cast(Made, Completed(name="Cached", data=read(path, found), message=f"{path.name} is there already"))
+        found = wanted.look()
+        if store.remote and not wanted.serves(found):
+            sole = sole_maker(store, store.remote, kind, name, wanted.holder, teller.waiting)
+            teller.checking = alone.enter_context(sole)
+            found = wanted.look()  # another machine may have made it meanwhile
+        if found and wanted.serves(found):
+            return _taken(wanted, found, read)
         with _turn(kind, teller.name, execution, teller.waiting) as options, teller.failing():
             made = make(store, teller, options)
         if store.remote:
@@ -94,18 +85,60 @@ def find_or_make(
         return read(path, made)
 
 
-def _is_taken(found: Manifest | None, forced: bool, execution: Execution) -> bool:
-    """Whether what was found serves; what is forced does where this very run has made it."""
-    return bool(found and (found.run == execution.run or not forced))
+@dataclass(frozen=True)
+class _Wanted:
+    """A folder that is asked for, and where it may be found."""
+
+    kind: Kind
+    name: str
+    forced: bool
+    """Whether one that this run has not made does not serve."""
+    execution: Execution
+    store: ArtifactStore
+    teller: Teller
+
+    @property
+    def holder(self) -> str:
+        """Who asks for it, as others that have to wait are told."""
+        return f"run {self.execution.run} (process {os.getpid()})"
+
+    def look(self) -> Manifest | None:
+        """The finished folder's manifest; it is fetched or rebuilt first where that may serve."""
+        store, kind, name = self.store, self.kind, self.name
+        found = store.find(kind, name)
+        if not found and not self.forced and store.remote:
+            found = fetch_if_there(store, store.remote, kind, name, self.teller.warn)
+        if not found and not self.forced:
+            found = _rebuilt(self)
+        if found and read_attempts(store.partial(kind, name)) == found.attempts:
+            store.discard_partial(kind, name)  # its maker died between publishing and clearing up
+        return found
+
+    def serves(self, found: Manifest | None) -> bool:
+        """Whether what was found is taken; what is forced is where this very run has made it."""
+        return bool(found and (found.run == self.execution.run or not self.forced))
 
 
-def _rebuilt(store: ArtifactStore, path: Path, holder: str, execution: Execution, teller: Teller) -> Manifest | None:
-    """Make a pruned folder whole, where that is possible without training it again."""
+def _taken(wanted: _Wanted, found: Manifest, read: Callable[[Path, Manifest], Made]) -> Made:
+    """What `read` gives of a folder that is there, in a state that Prefect shows as `Cached`."""
+    store, kind, name, teller = wanted.store, wanted.kind, wanted.name, wanted.teller
+    path = store.folder(kind, name)
+    if store.remote:
+        keep_safe(store, store.remote, kind, name, teller.warn, is_new=False)
+    teller.cached(path, found, version_changes(found.versions))
+    return cast(Made, Completed(name="Cached", data=read(path, found), message=f"{path.name} is there already"))
+
+
+def _rebuilt(wanted: _Wanted) -> Manifest | None:
+    """Make a pruned folder whole, where that is possible without training it again; a merge takes one process."""
+    store, teller = wanted.store, wanted.teller
+    path = store.folder(wanted.kind, wanted.name)
     if not is_pruned(path):
         return None
-    computing = partial(_turn, "checkpoint", teller.name, execution, teller.waiting)
+    alone = wanted.execution.model_copy(update={"launch": Launch()})
+    computing = partial(_turn, "checkpoint", teller.name, alone, teller.waiting)
     try:
-        restore_held(store, path, holder, computing, lambda doing: teller.report({"phase": doing}))
+        restore_held(store, path, wanted.holder, computing, lambda doing: teller.report({"phase": doing}))
     except (InputError, DamagedArtifact) as error:
         teller.report({"phase": str(error)})
         return None

@@ -159,9 +159,11 @@ def _base_model(recipe: Recipe, converted: Checkpoint) -> tuple[BaseModelInput, 
 def _compare(
     shape: StageShape, footprint: Footprint, all_footprints: list[Footprint], execution: Execution
 ) -> MemoryForecast:
-    memories = execution.machine.accelerators if execution.machine.device == "cuda" else 1
-    shared = execution.parallel_stages > memories
-    beside = [other.peak for other in all_footprints if shared and {other.stage, footprint.stage} == _SIDE_BY_SIDE]
+    on_devices = execution.machine.device == "cuda"
+    shared = execution.parallel_stages > (execution.machine.accelerators if on_devices else 1)
+    takers = 1 if on_devices else shape.plan.processes  # of one memory, for each stage
+    pairs = [other for other in all_footprints if shared and {other.stage, footprint.stage} == _SIDE_BY_SIDE]
+    beside = [takers * other.peak for other in pairs]
     available = _available(execution, sum(beside) + _taken_by_vllm(shape, execution))
     rows = shape.plan.per_device_train_batch_size
     verdict = _judge(footprint.peak, available)

@@ -117,23 +117,8 @@ def preflight(
 
 def _check(recipe: Recipe, settings: Settings, what_if: WhatIf, preparations: Preparations) -> Preflight:
     problems: list[str] = []
-    machine, precision, model = None, None, BaseModelFacts(parameters=None, context_tokens=None)
-    with noting(problems):
-        machine = what_if.machine(settings)
-        precision = resolve_precision(machine, recipe.precision)
-    with noting(problems):
-        _check_home(settings.home)
-    with noting(problems):
-        check_remote(settings)
-    with noting(problems):
-        check_queue(settings.queue)
-    check_libraries(recipe, settings, problems)
-    if machine and not what_if.card:
-        problems += launch_problems(settings, machine, recipe)
-    if recipe.grpo and machine and not what_if.card:
-        check_vllm(recipe, settings, machine, problems)
-    if recipe.quantization and machine and machine.device == "mps":
-        problems.append("quantization: 4-bit weights need a CPU or CUDA; remove it, or set ALIGN_DEVICE=cpu")
+    model = BaseModelFacts(parameters=None, context_tokens=None)
+    machine, precision = _check_machine(recipe, settings, what_if, problems)
     with noting(problems):
         model = check_base_model(recipe.base_model, what_if.offline)
     scorers = _check_rewards(recipe, settings, precision, what_if.offline, problems)
@@ -159,7 +144,7 @@ def _check(recipe: Recipe, settings: Settings, what_if: WhatIf, preparations: Pr
     return Preflight(
         machine=machine,
         precision=precision,
-        datasets=tuple(table.check for table in tables.values()),
+        datasets=tuple(checks),
         stages=tuple(stages),
         disk=disk,
         unread=unread,
@@ -167,6 +152,30 @@ def _check(recipe: Recipe, settings: Settings, what_if: WhatIf, preparations: Pr
         needs=_needs(inputs, checks),
         notes=(*_offline_notes(recipe, unread, unasked), *_notes(recipe, machine, precision, tables), *leaks, *uneven),
     )
+
+
+def _check_machine(
+    recipe: Recipe, settings: Settings, what_if: WhatIf, problems: list[str]
+) -> tuple[Machine | None, Precision | None]:
+    """Check the machine and what is installed on it; gives the machine and its precision where they are known."""
+    machine, precision = None, None
+    with noting(problems):
+        machine = what_if.machine(settings)
+        precision = resolve_precision(machine, recipe.precision)
+    with noting(problems):
+        _check_home(settings.home)
+    with noting(problems):
+        check_remote(settings)
+    with noting(problems):
+        check_queue(settings.queue)
+    check_libraries(recipe, settings, problems)
+    if machine and not what_if.card:
+        problems += launch_problems(settings, machine, recipe)
+    if recipe.grpo and machine and not what_if.card:
+        check_vllm(recipe, settings, machine, problems)
+    if recipe.quantization and machine and machine.device == "mps":
+        problems.append("quantization: 4-bit weights need a CPU or CUDA; remove it, or set ALIGN_DEVICE=cpu")
+    return machine, precision
 
 
 def _check_rewards(

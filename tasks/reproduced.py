@@ -1,4 +1,4 @@
-"""Whether a checkpoint that was trained again has the weights that are recorded of it."""
+"""What came of training a checkpoint again: whether the weights are the same, and what was not as it was."""
 
 from fnmatch import fnmatch
 from pathlib import Path
@@ -53,6 +53,16 @@ def _changes(before: Manifest, now: Manifest) -> list[str]:
         for key, value in now.machine.items()
         if before.machine.get(key, value) != value
     ]
+    groups = [_group(each) for each in (before, now)]
+    group = [f"{groups[0]} -> {groups[1]}"] if groups[0] != groups[1] else []
     commits = [each.code.get("commit", "")[:12] for each in (before, now)]
     commit = [f"commit {commits[0]} -> {commits[1]}"] if all(commits) and commits[0] != commits[1] else []
-    return [*version_changes(before.versions), *machine, *commit]
+    return [*version_changes(before.versions), *machine, *group, *commit]
+
+
+def _group(manifest: Manifest) -> str:
+    """The processes that a checkpoint was last trained with, and what they spread over themselves."""
+    last = manifest.attempts[-1] if manifest.attempts else None
+    if last is None or last.processes == 1:
+        return "1 process"
+    return f"{last.processes} processes ({last.sharding})"

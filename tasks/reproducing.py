@@ -1,4 +1,4 @@
-"""Training a checkpoint again from its manifest alone, in an artifact root of its own, and comparing the weights.
+"""Training a checkpoint again from its manifest alone, in an artifact root of its own.
 
 The manifest tells of every ancestor what decided it. Base model and snapshots are taken from the artifact root where
 they are whole, else fetched from where they came from; every training stage is carried out anew.
@@ -25,6 +25,7 @@ from tasks.child_main import ChildOptions
 from tasks.data.formats.reading import Role
 from tasks.execution import Execution, stages_at_once
 from tasks.finding import resolve
+from tasks.launch import group_problems
 from tasks.remote.opening import open_store
 from tasks.restoring import obstacle, restore
 from tasks.reward_functions import function_digests
@@ -125,7 +126,10 @@ def scratch_execution(steps: list[Step], settings: Settings) -> Execution:
 
 
 def as_it_was(step: Step, execution: Execution) -> Execution:
-    """With the threads, the micro-batch and the sharing that the stage had: all decide the order of sums."""
+    """With the threads, micro-batch, sharing and processes that the stage had: all of them decide the order of sums.
+
+    Where this machine cannot have such processes, those of the settings train, and the comparison tells of it.
+    """
     if step.manifest is None or not step.manifest.attempts:
         return execution
     last = step.manifest.attempts[-1]
@@ -136,6 +140,9 @@ def as_it_was(step: Step, execution: Execution) -> Execution:
     }
     threads = int(step.manifest.machine.get("threads", execution.threads))
     settings = execution.settings.model_copy(update=update)
+    group = settings.model_copy(update={"processes": last.processes, "sharding": last.sharding})
+    if not any(group_problems(group, execution.machine)):
+        settings = group
     return execution.model_copy(update={"settings": settings, "threads": threads})
 
 

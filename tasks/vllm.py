@@ -24,6 +24,7 @@ _SERVE = (
     "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs --max-logprobs -1 "
     """--weight-transfer-config '{"backend": "nccl"}'"""
 )
+_RESTART = f"restart it with `{_SERVE}`"
 _SECONDS_TO_ANSWER = 10
 
 
@@ -92,9 +93,6 @@ def _server_problems(recipe: Recipe, settings: Settings) -> Iterator[str]:
         yield f"ALIGN_VLLM_SERVER_URL: {url} does not tell how it is set up (HTTP {found.status_code}); {_RESTART}"
         return
     yield from _setup_problems(url, known)
-
-
-_RESTART = f"restart it with `{_SERVE}`"
 
 
 def _setup_problems(url: str, config: dict[str, Any]) -> Iterator[str]:

@@ -11,9 +11,11 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 
 from models.errors import InputError
+from models.rewards import Reward
 from models.stages import TrainingInput
 from tasks.core import entry
 from tasks.core.plan import TrainingPlan, TrainingResult
+from tasks.core.user_reward import FAILURES, UserReward, accounting_for
 
 Report = Callable[[Any], None]
 
@@ -53,6 +55,21 @@ def second_silent(report: Report) -> None:
         print("the last words of the second")  # noqa: T201
         os._exit(3)
     time.sleep(600)
+
+
+def second_raising(report: Report) -> None:
+    if rank() == 1:
+        raise ValueError("the fault itself")
+    time.sleep(0.5)
+    os._exit(1)
+
+
+def second_with_a_failing_reward(function: str, folder: Path, report: Report) -> str:
+    PartialState(cpu=True)
+    reward = UserReward(Reward(kind="function", function=function, options={"fails": rank() == 1}))
+    with accounting_for([reward], folder):
+        reward([[{"role": "assistant", "content": "x"}]])
+    return (folder / FAILURES).read_text() if rank() == 0 else ""
 
 
 def door(stage: TrainingInput, plan: TrainingPlan, folder: Path, report: Report) -> TrainingResult:

@@ -1,10 +1,14 @@
 """Trainer checkpoints: taken up only where every byte agrees with their seal."""
 
+import signal
 from pathlib import Path
 
 import pytest
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from tasks.checkpoints import SEAL, discard_after, last_whole_checkpoint, read_seal, seal
+from tasks.core import saving
+from tasks.core.plan import TrainingPlan
 
 
 def trainer_checkpoint(folder: Path, step: int) -> Path:
@@ -45,3 +49,22 @@ def test_a_trainer_checkpoint_that_is_not_whole_is_passed_over(tmp_path: Path, h
     assert (found[0].name, found[1].step, found[1].seconds) == ("checkpoint-8", 8, 1.5)
     assert discard_after(tmp_path, found[0]) == ["checkpoint-10"]
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-8"]
+
+
+def test_a_signal_amid_a_vote_stops_the_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = TrainingPlan(device="cpu", per_device_train_batch_size=1, gradient_accumulation_steps=1)
+    saver, controls = saving.Saver(plan, 0.0), [TrainerControl(), TrainerControl()]
+    votes: list[tuple[bool, ...]] = []
+
+    def vote(*flags: bool) -> list[bool]:
+        votes.append(flags)
+        signal.raise_signal(signal.SIGTERM)
+        return list(flags)
+
+    monkeypatch.setattr(saving, "any_of_all", vote)
+    with saver.heeding_sigterm():
+        for step, control in enumerate(controls, 1):
+            state = TrainerState(global_step=step, max_steps=9)
+            saver.on_step_end(TrainingArguments(str(tmp_path), use_cpu=True), state, control)
+    assert votes == [(False, False), (False, True)]
+    assert [(control.should_save, control.should_training_stop) for control in controls] == [(False,) * 2, (True,) * 2]

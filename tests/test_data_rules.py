@@ -14,8 +14,9 @@ from models.preparation import Cleaning, Prepared
 from models.recipe import Recipe
 from models.sources import BaseModelSource, DatasetSource, MixturePart
 from tasks.core.example import render_example
-from tasks.data.checking import read_tables, wanted_rows
+from tasks.data.checking import cleaning_of, kept_apart, read_tables, wanted_rows
 from tasks.data.formats.reading import Role
+from tasks.data.heldout import held_out
 from tasks.data.leakage import check_leakage
 from tasks.data.left_out import LEFT_OUT
 from tasks.data.lines import Row
@@ -28,6 +29,9 @@ from tests.tiny import CHAT_TEMPLATE
 U, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 S, T = {"role": "system", "content": "s"}, {"role": "tool", "content": "t"}
 WORDS = " ".join(f"word{number}" for number in range(30))
+
+
+QUOTED = " ".join(f"quoted{number}" for number in range(14))
 
 
 def sft(**changes: Any) -> Row:
@@ -258,9 +262,8 @@ def test_a_mixture_adds_up_what_its_parts_hold(tmp_path: Path) -> None:
 
 def leak_recipe(folder: Path, **rules: Any) -> Recipe:
     """Trains on one held-out prompt, and on one row that quotes another."""
-    quoted = " ".join(f"quoted{number}" for number in range(14))
-    write(folder / "sft.jsonl", [*GOOD["sft"], sft(prompt="leaked"), sft(prompt=f"Once more: {quoted}")])
-    write(folder / "heldout.jsonl", [{"prompt": "leaked", "answer": "a"}, {"prompt": f"Say {quoted}", "answer": "a"}])
+    write(folder / "sft.jsonl", [*GOOD["sft"], sft(prompt="leaked"), sft(prompt=f"Once more: {QUOTED}")])
+    write(folder / "heldout.jsonl", [{"prompt": "leaked", "answer": "a"}, {"prompt": f"Say {QUOTED}", "answer": "a"}])
     return Recipe.model_validate(
         {
             "sft": {"dataset": {"path": str(folder / "sft.jsonl")}},
@@ -281,6 +284,56 @@ def test_leaks_are_told_of_or_end_the_run(tmp_path: Path, leak: str, near_leak: 
         told, others = (problems, notes) if action == "error" else (notes, problems)
         assert any(said[rule] in line for line in told)
         assert not any(said[rule] in line for line in others)
+
+
+@pytest.mark.parametrize("near_leak", ["drop", "error"])
+def test_rows_that_are_held_out_twice_count_once(tmp_path: Path, near_leak: str) -> None:
+    recipe = leak_recipe(tmp_path, near_leak=near_leak)
+    alike = [{"prompt": f"Say {QUOTED} {number}", "answer": "a"} for number in range(5)]
+    write(tmp_path / "heldout.jsonl", [*alike])
+    again = {"name": "again", "prompts": {"path": str(tmp_path / "heldout.jsonl"), "license": "mit"}}
+    asked = recipe.model_dump(mode="json")
+    recipe = Recipe.model_validate(asked | {"evaluation": asked["evaluation"] | {"sets": [again]}})
+    problems: list[str] = []
+    tables = read_tables(recipe, problems, Preparations(tmp_path / "home", Manner(workers=0)))
+    check_leakage(tables, recipe.data_rules, problems)
+    found = {each.rule: each.rows for each in tables["sft.dataset"].check.problems}
+    told = sum("1 rows share 13 words in a row" in line for line in problems)
+    assert (found.get("near_leak", 0), told) == ((1, 0) if near_leak == "drop" else (0, 1))
+
+
+def test_words_of_held_out_rows_are_looked_at_only_where_they_decide(tmp_path: Path) -> None:
+    recipe = leak_recipe(tmp_path, leak="drop")
+    held_out.cache_clear()
+    tables = read_tables(recipe, [], Preparations(tmp_path / "home", Manner(workers=0)))
+    looked = held_out.cache_info().misses
+    seen = held_out((tables["evaluation.prompts"].folder,), most=0)
+    assert held_out.cache_info().misses == looked == 1
+    assert (len(seen.prompts), seen.runs) == (2, frozenset())
+
+
+@pytest.mark.parametrize(
+    ("role", "rows", "said"),
+    [
+        ("sft", [sft(prompt="leaked")], "no row is left of 1: data_rules leave out 1 (leak 1); mend the rows"),
+        (
+            "preference",
+            [{"prompt": "leaked", "completion": text, "label": text == "a"} for text in "ab"],
+            "data_rules leave out 1 (leak 1); mend",
+        ),
+        ("sft", [sft(prompt="leaked"), sft(completion="")], "left of 2: data_rules leave out 2 (empty 1, leak 1);"),
+    ],
+)
+def test_rules_that_leave_nothing_are_named(tmp_path: Path, role: Role, rows: list[Row], said: str) -> None:
+    recipe = leak_recipe(tmp_path, leak="drop", max_dropped=1)
+    source = DatasetSource(path=str(write(tmp_path / "rows.jsonl", [*rows])))
+    preparations = Preparations(tmp_path / "home", Manner(workers=0))
+    cleaning = cleaning_of(recipe, "sft")
+    wanted = kept_apart(wanted_rows(source, role, None, (), cleaning), cleaning, preparations)
+    for asked in (source, DatasetSource(mixture=(MixturePart(path=source.path),))):
+        with pytest.raises(InputError) as caught:
+            preparations.make(asked, wanted)
+        assert said in str(caught.value)
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])

@@ -13,6 +13,7 @@ from models.sources import BaseModelSource
 from models.stages import BaseModelInput
 from settings.machine import Machine
 from settings.settings import Settings
+from tasks import memory_forecast
 from tasks.core.plan import Footprint, StageShape, TrainingPlan
 from tasks.core.tally import _covered, heap_bytes
 from tasks.execution import Execution
@@ -84,6 +85,24 @@ def test_what_the_recipe_asks_for_counts(tiny_model: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("sharding", "weights"), [("zero2", 1), ("zero3", 4), ("fsdp2", 4)])
+def test_what_is_sharded_counts_by_what_each_process_holds(tiny_model: Path, sharding: str, weights: int) -> None:
+    asked = shape("sft", 2, lora=None)
+    whole, sharded = (
+        footprint(tiny_model, asked.model_copy(update={"plan": asked.plan.model_copy(update=update)}))
+        for update in (
+            {"device": "cuda", "processes": 4},
+            {"device": "cuda", "processes": 4, "sharding": sharding},
+        )
+    )
+    assert sharded.weights == pytest.approx(whole.weights / weights, abs=4)
+    assert sharded.gradients == pytest.approx(whole.gradients / 4, abs=4)
+    assert sharded.optimizer == pytest.approx(whole.optimizer / 4, abs=4)
+    assert sharded.peak < whole.peak
+    assert sharded.peak >= sharded.weights + sharded.gradients + sharded.optimizer
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("quantized", [False, True])
 def test_estimates_are_near_what_is_measured(tmp_path: Path, quantized: bool) -> None:
     asked = Namespace(full=False, quantized=quantized, precision="bf16")
@@ -121,3 +140,20 @@ def test_the_verdict_names_what_fits(tmp_path: Path, limit: int, verdict: str, r
     execution = Execution(settings=settings, machine=machine, precision="fp32", threads=1, parallel_stages=2)
     found = _compare(shape("sft"), estimate, [estimate], execution)
     assert (found.verdict, found.fitting_batch_size) == (verdict, rows)
+
+
+@pytest.mark.parametrize(("device", "left"), [("cpu", (10 - 2 * 2) // 2), ("cuda", 10 - 2)])
+def test_a_stage_beside_takes_memory_for_each_of_its_processes(
+    device: str, left: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: Namespace(available=10 * 2**30))
+    monkeypatch.setattr(memory_forecast, "_CUDA_CONTEXT_BYTES", 0)
+    peaks: dict[str, Any] = {"peak": 2 * 2**30, "peak_of_one_row": 2**30, "longest_tokens": 50}
+    reward, dpo = (Footprint(stage=stage, **PARTS, **peaks) for stage in ("reward", "dpo"))
+    facts = {"name": "test", "cores": 2, "memory_bytes": 10 * 2**30, "native_bf16": False, "accelerators": 1}
+    machine = Machine.model_validate(facts | {"device": device})
+    settings = Settings(home=tmp_path, processes=2)
+    execution = Execution(settings=settings, machine=machine, precision="fp32", threads=1, parallel_stages=2)
+    asked = shape("dpo", 4)
+    asked = asked.model_copy(update={"plan": asked.plan.model_copy(update={"processes": 2})})
+    assert _compare(asked, dpo, [reward, dpo], execution).available_bytes == left * 2**30

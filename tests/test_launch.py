@@ -1,17 +1,23 @@
 """What settings for several processes become: the group, equal parts of a batch, and Accelerate's own configuration."""
 
+import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import ModuleType
 from typing import Any, get_args
 
 import pytest
 import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils.deepspeed import HfDeepSpeedConfig
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.distributed.fsdp.api import StateDictType
+from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 from trl import DPOConfig, GRPOConfig, RewardConfig, SFTConfig
 
+from models.artifacts import Manifest
 from models.errors import InputError
 from models.launch import Launch, Sharding
 from models.queue import Share
@@ -20,11 +26,15 @@ from settings.machine import Machine
 from settings.settings import Settings, load_settings
 from tasks import ledger, preflight
 from tasks.child_main import ChildOptions
+from tasks.core import ranks
 from tasks.core.plan import TrainingPlan
 from tasks.core.ranks import any_of_all, distribution_arguments, whole_state
 from tasks.execution import Execution, stages_at_once
 from tasks.launch import check_batch, launch_problems, meeting, uneven_steps
 from tasks.queue import Queue, is_admitted
+from tasks.reproduced import _changes
+from tasks.reproducing import Step, as_it_was
+from tests.folders import manifest_of
 from tests.test_contracts import INPUTS
 from tests.test_hyperparameters import arguments
 
@@ -144,17 +154,28 @@ def test_fsdp2_reaches_accelerates_plugin(name: str, checkpointing: bool, monkey
     assert not isinstance(plugin.cpu_offload, CPUOffloadPolicy)
 
 
+class Zero(HfTrainerDeepSpeedConfig, HfDeepSpeedConfig):
+    """Transformers' reader of DeepSpeed's configuration, which otherwise asks for an installed DeepSpeed."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        HfDeepSpeedConfig.__init__(self, config)
+        self.mismatches: list[str] = []
+
+
+@pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize(("sharding", "stage"), [("zero2", 2), ("zero3", 3)])
-def test_zero_reaches_deepspeed(sharding: Sharding, stage: int) -> None:
-    config = distribution_arguments(plan(sharding))["deepspeed"]
-    zero = config["zero_optimization"]
-    assert (zero["stage"], zero["overlap_comm"], zero["contiguous_gradients"]) == (stage, True, True)
-    assert zero.get("stage3_gather_16bit_weights_on_model_save", False) is (stage == 3)
-    automatic = {key for key, value in config.items() if value == "auto"}
-    assert automatic == {
-        "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
-    }  # fmt: skip
-    assert config["bf16"] == config["fp16"] == {"enabled": "auto"}
+def test_zero_is_what_transformers_fills_in(name: str, sharding: Sharding, stage: int) -> None:
+    zero = Zero(distribution_arguments(plan(sharding))["deepspeed"])
+    config = CONFIGS[name](**arguments(INPUTS[name], plan("ddp")) | {"use_cpu": True, "bf16": False})
+    zero.trainer_config_process(config)
+    assert (zero.is_zero2(), zero.is_zero3(), zero.is_offload()) == (stage == 2, stage == 3, False)
+    assert zero.get_value("zero_optimization.stage3_gather_16bit_weights_on_model_save", False) is (stage == 3)
+    assert zero.get_value("train_micro_batch_size_per_gpu") == config.per_device_train_batch_size == 2
+    assert zero.get_value("gradient_accumulation_steps") == config.gradient_accumulation_steps == 2
+    assert zero.get_value("gradient_clipping") == config.max_grad_norm
+    assert zero.dtype() == torch.float32
+    assert zero.mismatches == []
+    assert "auto" not in str(zero.config)
 
 
 WRONG: list[tuple[dict[str, Any], Machine, bool, str]] = [
@@ -226,6 +247,32 @@ def test_steps_that_several_processes_fill_up_are_told(
     assert [note.partition(":")[0] for note in notes] == ["sft"] * told
 
 
+def trained_with(processes: int, sharding: str) -> Manifest:
+    rows = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
+    ended = {"started": "2026-01-01T00:00:00+00:00", "seconds": 1.0, "outcome": "completed"}
+    return manifest_of(attempts=({"processes": processes, "sharding": sharding} | rows | ended,))
+
+
+@pytest.mark.parametrize(
+    ("device", "recorded", "expected", "change"),
+    [
+        ("cuda", (4, "fsdp2"), (4, "fsdp2"), ""),
+        ("cpu", (2, "ddp"), (2, "ddp"), ""),
+        ("cuda", (8, "ddp"), (1, "ddp"), "8 processes (ddp) -> 1 process"),
+        ("cpu", (2, "fsdp2"), (1, "ddp"), "2 processes (fsdp2) -> 1 process"),
+    ],
+)
+def test_what_many_trained_is_reproduced_by_as_many(
+    device: str, recorded: tuple[int, str], expected: tuple[int, str], change: str
+) -> None:
+    manifest = trained_with(*recorded)
+    step = Step("sft-0", manifest.as_ancestor(), manifest, "sft")
+    here = as_it_was(step, execution(device)).of_training()
+    found = (here.launch.processes, here.settings.sharding)
+    assert found == expected
+    assert "".join(_changes(manifest, trained_with(*found))) == change
+
+
 def test_a_cpus_threads_are_divided_among_processes() -> None:
     here = execution("cpu", threads=4, processes=2)
     assert (here.share.threads, here.share.places) == (4, 1)
@@ -252,6 +299,18 @@ def test_processes_take_an_accelerator_each(tmp_path: Path, monkeypatch: pytest.
 )
 def test_stages_at_once_leave_room_for_processes(device: str, processes: int, expected: int) -> None:
     assert stages_at_once(Settings(processes=processes), machine(device)) == expected
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_only_the_process_that_writes_takes_the_weights_of_zero3(main: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, deepspeed = torch.nn.Linear(2, 2), ModuleType("deepspeed")
+    deepspeed.zero = ModuleType("deepspeed.zero")  # type: ignore[attr-defined]
+    deepspeed.zero.GatheredParameters = nullcontext
+    model.weight.ds_id = 0  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "deepspeed", deepspeed)
+    monkeypatch.setitem(sys.modules, "deepspeed.zero", deepspeed.zero)
+    monkeypatch.setattr(ranks, "is_main", lambda: main)
+    assert set(whole_state(model) or {}) == ({"weight", "bias"} if main else set())
 
 
 def test_a_process_alone_decides_for_all_and_is_whole() -> None:

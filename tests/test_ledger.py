@@ -16,6 +16,7 @@ from tasks import ledger
 from tasks.core.plan import TrainingPlan, split_batch
 from tasks.execution import Execution
 from tasks.fits import Fit, forget, recall, remember
+from tasks.forecast import _look_up
 from tasks.ledger import AttemptRecorder, read_attempts
 from tests.test_contracts import INPUTS
 
@@ -173,6 +174,14 @@ def test_fits_are_known_by_machine_and_shape_of_the_job(execution: Execution) ->
     assert not recall(stage, execution.model_copy(update={"machine": larger}))
     assert forget(execution.settings.home) == 1
     assert not recall(stage, execution)
+
+
+@pytest.mark.parametrize("processes", [1, 4])
+def test_a_forecast_knows_what_fitted_with_as_many_processes(execution: Execution, processes: int) -> None:
+    settings = execution.settings.model_copy(update={"processes": processes})
+    asked = execution.model_copy(update={"settings": settings})
+    remember(INPUTS["sft"], asked.of_training(), PLAN)
+    assert _look_up(INPUTS["sft"], asked).fitted_batch_size == 4
 
 
 @pytest.mark.parametrize(

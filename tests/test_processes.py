@@ -4,6 +4,7 @@ Everything runs for real on two CPU processes. Accelerate shards only on acceler
 processes have some.
 """
 
+import json
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -66,6 +67,7 @@ def test_the_first_process_speaks_for_all() -> None:
         (ranks.first_failing, InputError, "row 3 is empty"),
         (ranks.second_killed, Killed, "SIGKILL"),
         (ranks.second_without_memory, OutOfMemory, "MemoryError"),
+        (ranks.second_raising, StageError, "ValueError: the fault itself\nTraceback"),
         (ranks.second_silent, StageError, "exit code 3.*\n  the last words of the second"),
     ],
 )
@@ -75,6 +77,14 @@ def test_what_ends_one_ends_all(function: Callable[..., Any], error: type[Except
         run(function, on_report=processes.append)
     assert caught.type is error
     assert all(gone(process) for process in processes)
+
+
+def test_a_reward_that_fails_in_another_process_is_told_with_its_traceback(tmp_path: Path) -> None:
+    text = "def reward(completions, fails, **_):\n    if fails:\n        raise KeyError('answer')\n    return [1.0]\n"
+    (tmp_path / "mine.py").write_text(text)
+    (told,) = json.loads(run(ranks.second_with_a_failing_reward, f"{tmp_path / 'mine.py'}:reward", tmp_path)).values()
+    assert told["exception"] == 1
+    assert "KeyError: 'answer'" in told["last"]
 
 
 def plan(processes: int, **changes: Any) -> TrainingPlan:

@@ -5,20 +5,23 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from prefect.logging import disable_run_logger
 
 from flows.__main__ import main
-from models.artifacts import Pruned
+from models.artifacts import Manifest, Pruned
 from models.errors import DamagedArtifact, InputError
 from models.recipe import Recipe
 from settings.settings import Settings
 from tasks.child_main import ChildOptions
-from tasks.execution import plan_execution
+from tasks.execution import Execution, plan_execution
 from tasks.finding import resolve
 from tasks.forecast import forecast
+from tasks.making import find_or_make
 from tasks.preflight import preflight
 from tasks.pruned import PRUNED, is_pruned, mark_pruned
 from tasks.restoring import merged_weights, obstacle, restore
 from tasks.store import MANIFEST, ArtifactStore, damage, read_manifest
+from tasks.telling import Teller
 from tests.folders import content_of, manifest_of, name_of, publish
 from tests.tiny import run_align
 
@@ -118,6 +121,28 @@ def test_only_weights_can_be_rebuilt_and_only_with_adapter_and_parent(store: Art
     with pytest.raises(InputError, match="cannot be rebuilt here"):
         make_whole(store, dpo)
     assert is_pruned(dpo)
+
+
+def test_one_process_merges_for_a_stage_that_several_train(
+    store: ArtifactStore, dpo: Path, execution: Execution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processes: list[int] = []
+
+    def note(function: object, arguments: object, options: ChildOptions, *_: object) -> None:
+        processes.append(options.launch.processes)
+        raise InputError("the merge is not what this is about")
+
+    def train(store: ArtifactStore, teller: Teller, options: ChildOptions) -> Manifest:
+        processes.append(options.launch.processes)
+        return read_manifest(dpo)
+
+    drop(dpo, WEIGHTS)
+    monkeypatch.setattr("tasks.child.run_in_child", note)
+    settings = execution.settings.model_copy(update={"processes": 4})
+    several = execution.model_copy(update={"settings": settings}).of_training()
+    with disable_run_logger():
+        find_or_make("checkpoint", dpo.name, several, train, lambda path, manifest: manifest)
+    assert processes == [1, 4]
 
 
 def test_merged_weights() -> None:

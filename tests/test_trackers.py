@@ -7,8 +7,9 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from tasks.child import run_in_child
 from tasks.child_main import ChildOptions
 from tasks.core import entry
 from tasks.core.plan import TrainingPlan
-from tasks.core.tracking import lineage_facts
+from tasks.core.tracking import ending_runs, lineage_facts
 from tasks.execution import Execution
 from tasks.trackers import EXTRAS, check_trackers, tracker_environment
 from tests.prepared import frozen
@@ -188,3 +189,22 @@ def test_settings_and_secrets_of_trackers_stay_out_of_the_settings(monkeypatch: 
     options: Any = ChildOptions(threads=1, environment={"WANDB_API_KEY": "secret"})
     assert "secret" not in repr(options)
     assert "secret" not in Settings().model_dump_json()
+
+
+@pytest.mark.parametrize("error", [None, MemoryError("out of memory")])
+def test_runs_of_trackers_end_however_training_does(error: Exception | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[dict[str, Any]] = []
+    for name, end in (("wandb", "finish"), ("mlflow", "end_run")):
+        module = ModuleType(name)  # both are extras
+        setattr(module, end, lambda **how: ended.append(how))
+        monkeypatch.setitem(sys.modules, name, module)
+    with pytest.raises(type(error)) if error else nullcontext(), ending_runs(("wandb", "mlflow")):
+        if error:
+            raise error
+    assert ended == [{"exit_code": int(bool(error))}, {"status": "FAILED" if error else "FINISHED"}]
+
+
+def test_a_tracker_that_cannot_end_hides_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # its import fails
+    with pytest.raises(MemoryError), ending_runs(("wandb",)):
+        raise MemoryError

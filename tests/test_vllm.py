@@ -126,7 +126,7 @@ def test_that_it_generates_is_part_of_the_fingerprint_but_not_where(stage: GRPOI
     assert execution.generator == "transformers"
 
 
-def test_its_log_probabilities_reach_the_loss() -> None:
+def test_a_generation_gives_the_log_probability_of_each_token_after_a_sync() -> None:
     from tasks.core.grpo import _Trainer
 
     def generate(prompts: list[list[int]], num_generations: int, **_: Any) -> tuple[Any, ...]:

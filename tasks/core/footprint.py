@@ -38,6 +38,7 @@ from tasks.core.quantization import (
     unpacked_bytes,
 )
 from tasks.core.scoring import conversation_tokens, prompt_tokens
+from tasks.core.shards import gathered, held
 from tasks.core.tally import Event, Tally, heap_bytes
 from tasks.core.trainer import Report
 
@@ -111,22 +112,24 @@ class _Skeleton:
         Args:
             process: Bytes that the process takes before anything is loaded; counts on the host only.
         """
-        weights = _size(self._model.parameters()) + sum(map(scales_bytes, quantized_layers(self._model)))
-        gradients = _size(self._trained)
-        held = {"optimizer": 2 * gradients, "reference": self._reference(), "reward_model": self._reward_model()}
-        training, generating = self._step(self._shape.plan.per_device_train_batch_size), _Use()
+        whole = _size(self._model.parameters()) + sum(map(scales_bytes, quantized_layers(self._model)))
+        plan, trained = self._shape.plan, _size(self._trained)
+        weights, gradients = held("weights", whole, plan), held("gradients", trained, plan)
+        optimizer = held("optimizer", 2 * trained, plan)
+        beside = {"optimizer": optimizer, "reference": self._reference(), "reward_model": self._reward_model()}
+        training, generating = self._step(plan.per_device_train_batch_size), _Use()
         least = [self._step(1)]
         if isinstance(self._asked, GRPO):
-            generating = self._generation(self._asked.batch_size)
+            generating = self._generation(self._asked.batch_size // plan.processes)
             least += [self._generation(1) if self._shape.splits_generation else generating]
         merging = self._merging()
-        always = (process if self._on_host else 0) + sum(held.values())
+        always = (process if self._on_host else 0) + sum(beside.values())
         return Footprint(
             stage=self._shape.stage,
             longest_tokens=self._tokens,
             weights=weights,
             gradients=gradients,
-            **held,
+            **beside,
             activations=training.kept,
             logits=max(0, training.peak - training.kept - gradients),
             generation_cache=generating.kept,
@@ -175,7 +178,9 @@ class _Skeleton:
 
     def _step(self, rows: int) -> "_Use":
         """A forward pass, which keeps activations, and a backward pass; gradients are included."""
-        accumulates = rows < self._asked.batch_size
+        plan, whole = self._shape.plan, _size(self._trained)
+        elsewhere = whole - held("gradients", whole, plan)
+        accumulates = bool(elsewhere) or rows * plan.processes < self._asked.batch_size
         backbone = (self._model.get_base_model() if self._asked.lora else self._model).base_model
         kept: list[int] = []
         with self._fake, self._autocast(), Tally(self._model.parameters()) as tally:
@@ -187,12 +192,12 @@ class _Skeleton:
             watching.remove()
             for each in self._trained:
                 each.grad = None
-        return _Use(kept[0], tally.peak, tally.events)
+        return _Use(kept[0], tally.peak - elsewhere, tally.events)
 
     def _allocated(self, weights: int, *uses: "_Use") -> int:
         """Bytes that computations take by turns; an accelerator's allocator hardly takes more than is used."""
         unpacked = max(map(unpacked_bytes, quantized_layers(self._model)), default=0)
-        peak = weights + unpacked + max(use.peak for use in uses)
+        peak = weights + gathered(self._model, self._shape.plan) + unpacked + max(use.peak for use in uses)
         if not self._on_host:
             return peak
         kept = [(-number, each.nbytes) for number, each in enumerate(self._model.parameters(), start=1)]

@@ -77,6 +77,11 @@ def sum_of_all(counts: Counter[str]) -> Counter[str]:
     return sum(gather_object([counts]), Counter())
 
 
+def first_told(text: str) -> str:
+    """The text of the first process that has one; all of them have to ask."""
+    return next(filter(None, gather_object([text])), "")
+
+
 def is_finite(model: torch.nn.Module) -> bool:
     """Whether what this process holds of the weights that train is finite."""
     trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
@@ -88,7 +93,7 @@ def whole_state(model: torch.nn.Module) -> dict[str, torch.Tensor] | None:
     """The weights of a sharded model on the host of the process that writes; all processes have to take part.
 
     Returns:
-        None where the model is whole already.
+        None where the model is whole already, and nothing in the processes that do not write.
     """
     if any(isinstance(each, DTensor) for each in model.parameters()):
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -99,5 +104,6 @@ def whole_state(model: torch.nn.Module) -> dict[str, torch.Tensor] | None:
 
         unset_hf_deepspeed_config()  # while it is set, every model that is loaded would be sharded as well
         with GatheredParameters(list(model.parameters())):
-            return {name: each.detach().cpu().clone() for name, each in model.state_dict().items()}
+            state = model.state_dict() if is_main() else {}
+            return {name: each.detach().cpu().clone() for name, each in state.items()}
     return None

@@ -33,10 +33,12 @@ class Saver(TrainerCallback):
         """Ask for a checkpoint where one is due."""
         # Completions that several steps share are not part of a checkpoint, which so lies between two generations.
         shared = state.global_step % getattr(args, "num_iterations", 1) and state.global_step < state.max_steps
-        due, self.told_to_stop = any_of_all(self._is_due(state), self.told_to_stop)
-        if (due or self.told_to_stop) and not shared:
+        due, told = any_of_all(self._is_due(state), self.told_to_stop)
+        if told:  # never unset: SIGTERM may have come meanwhile, and counts at the next step
+            self.told_to_stop = True
+        if (due or told) and not shared:
             control.should_save = True
-            control.should_training_stop = control.should_training_stop or self.told_to_stop
+            control.should_training_stop = control.should_training_stop or told
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Seal what was written, once all processes have written their parts; nobody goes on, or ends, before that."""

@@ -1,7 +1,8 @@
 """What a tracker is told beside the metrics: which checkpoint comes of the run, and what that is made from."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from models.stages import TrainingInput
 from tasks.core.plan import PROJECT, TrainingPlan
+from tasks.core.ranks import is_main
 
 Facts = dict[str, str]
 
@@ -30,12 +32,34 @@ class Lineage(TrainerCallback):
             if name in _TELL:
                 _TELL[name](self._trainer, self._facts)
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """End the one run that is otherwise ended at the interpreter's exit, which a stage's process does not reach."""
-        if "wandb" in self._trackers and state.is_world_process_zero:
-            import wandb
 
-            wandb.finish()
+@contextmanager
+def ending_runs(trackers: Collection[str]) -> Iterator[None]:
+    """End the runs that trackers would end at the interpreter's exit, which a stage's process does not reach.
+
+    One of wandb is open after any training, one of MLflow after a failed one.
+    """
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):  # why training failed is what counts
+            _end_runs(trackers, failed=True)
+        raise
+    _end_runs(trackers, failed=False)
+
+
+def _end_runs(trackers: Collection[str], failed: bool) -> None:
+    """End the runs that the process which writes for all has begun."""
+    if not is_main():
+        return
+    if "wandb" in trackers:
+        import wandb
+
+        wandb.finish(exit_code=int(failed))
+    if "mlflow" in trackers:
+        import mlflow
+
+        mlflow.end_run(status="FAILED" if failed else "FINISHED")
 
 
 def lineage_facts(stage: TrainingInput, plan: TrainingPlan) -> Facts:

@@ -20,7 +20,7 @@ from tasks.core.plan import PROJECT, TrainingPlan
 from tasks.core.quantization import restore_trained_formats
 from tasks.core.ranks import distribution_arguments, is_finite, is_main
 from tasks.core.saving import Saver
-from tasks.core.tracking import Lineage
+from tasks.core.tracking import Lineage, ending_runs
 from tasks.core.watching import Watcher
 
 Report = Callable[[dict[str, Any]], None]
@@ -96,7 +96,7 @@ def train(trainer: Trainer, stage: TrainingInput, plan: TrainingPlan, workspace:
         for reader in (progress, watcher):
             reader.on_train_begin(trainer.args, trainer.state, trainer.control)
     else:
-        with saver.heeding_sigterm(), _clearing_up(workspace.trainer):
+        with saver.heeding_sigterm(), _clearing_up(workspace.trainer), ending_runs(plan.report_to):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if saver.told_to_stop:
         raise Stopped(f"stopped on request after step {trainer.state.global_step} of {trainer.state.max_steps}")

@@ -11,13 +11,14 @@ from typing import Any
 
 from models.errors import StageError
 from models.rewards import Reward
-from tasks.core.ranks import is_main, sum_of_all
+from tasks.core.ranks import first_told, is_main, sum_of_all
 from tasks.core.reward_process import CallFailed, RewardProcess
 from tasks.files import file_digest
 from tasks.reward_functions import function_file
 
 FAILURES = "reward_failures.json"
-"""The file of a model's folder with the failed calls by kind and the last failure, by reward."""
+"""The file of a model's folder with the failed calls by kind and the last failure, by reward; of several
+processes, that of the first which has one."""
 _CALLS_TO_JUDGE = 4
 """Calls after which the share of failures counts."""
 _FOLDERS = re.compile(r'File "[^"]*/')
@@ -58,6 +59,7 @@ def accounting_for(rewards: Iterable[object], folder: Path) -> Iterator[dict[str
             user.close()
     for user in users:
         user.failures = sum_of_all(user.failures)
+        user.last_failure = first_told(user.last_failure)
     told = {user.__name__: {**user.failures, "last": user.last_failure} for user in users if user.failures}
     if told and is_main():
         (folder / FAILURES).write_text(json.dumps(told, indent=2))

@@ -25,6 +25,9 @@ from tasks.data.preparations import Preparations
 from tasks.data.sources import is_on_hub, local_files
 from tasks.data.tokens import tokenizer_of
 
+Rules = tuple[Reward | Verifier, ...]
+"""What reads the rows of prompts."""
+
 
 class DatasetCheck(Prepared):
     """One use of a dataset in the recipe, and what preparing it has found."""
@@ -63,9 +66,6 @@ def training_sections(recipe: Recipe) -> dict[Stage, Training]:
         "sft": recipe.sft, "reward": recipe.reward, "dpo": recipe.dpo, "grpo": recipe.grpo,
     }  # fmt: skip
     return {stage: section for stage, section in sections.items() if section}
-
-
-Rules = tuple[Reward | Verifier, ...]
 
 
 def cleaning_of(recipe: Recipe, stage: Stage | None = None) -> Cleaning:
@@ -197,8 +197,9 @@ def kept_apart(wanted: Wanted, cleaning: Cleaning, preparations: Preparations) -
         preparations.ready(each.source, wanted_rows(each.source, each.role, wanted.system_prompt, each.rules, own))
         for each in cleaning.apart_from
     ]
-    heldout = [HeldOutSnapshot(each.folder, each.prepared.rows_sha256) for each in ready]
-    return replace(wanted, heldout=tuple(heldout))
+    # Two uses of the same rows are prepared apart, but are the same held-out rows.
+    folders = {each.prepared.rows_sha256: each.folder for each in ready}
+    return replace(wanted, heldout=tuple(HeldOutSnapshot(folder, rows) for rows, folder in folders.items()))
 
 
 def measured_by(wanted: Wanted, model: BaseModelSource, max_tokens: int | None) -> Wanted:

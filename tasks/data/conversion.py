@@ -213,12 +213,13 @@ def _staying(values: list[T], found: Sequence[Problem | None]) -> list[T]:
 
 def _leak(given: _Given, wanted: Wanted) -> Problem | None:
     """Why a row may not be trained on, given what is held out."""
-    held = held_out(tuple(each.folder for each in wanted.heldout))
+    near = wanted.data_rules.near_leak == "drop"
+    held = held_out(tuple(each.folder for each in wanted.heldout), most=None if near else 0)
     if wanted.data_rules.leak == "drop" and given.prompt in held.prompts:
         seen = f"column 'prompt': {shown(given.row['prompt'][-1].get('content'))} is a held-out prompt"
         told = f"{seen}; figures on what was trained on say nothing; remove it from one of the two"
         return Problem(given.place, "leak", told, "drop", shortened(given.row))
-    run = held.shared_run(given.prompt, given.row) if wanted.data_rules.near_leak == "drop" else None
+    run = held.shared_run(given.prompt, given.row)
     if run:
         seen = f"the row shares {RUN_WORDS} words in a row with a held-out one, {shown(' '.join(run))}"
         return Problem(given.place, "near_leak", f"{seen}; they may give its answer away", "drop", shortened(given.row))

@@ -44,7 +44,7 @@ def held_out(folders: Iterable[Path], most: int | None = None) -> HeldOut:
     """What the snapshots in these folders hold.
 
     Args:
-        folders: Each once, in any collection that can be hashed.
+        folders: Each once, none with the rows of another, in any collection that can be hashed.
         most: Rows of each in which runs of words are looked for; none: all.
     """
     counted: Counter[Run] = Counter()

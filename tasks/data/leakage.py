@@ -60,7 +60,8 @@ def _example(folder: Path, prompts: frozenset[bytes]) -> str:
 
 def _same_words(heldout: dict[str, Table], training: dict[str, Table], most: int | None) -> Iterator[str]:
     """What to say of each training set that shares runs of words with held-out rows of other prompts."""
-    held = held_out(frozenset(table.folder for table in heldout.values()), most)
+    folders = {table.check.rows_sha256: table.folder for table in heldout.values()}
+    held = held_out(frozenset(folders.values()), most)
     for place, table in training.items() if held.runs else ():
         rows = zip(read_prompt_ids(table.folder), read_rows(table.folder), strict=True)
         shared = [run for prompt, row in islice(rows, most) if (run := held.shared_run(prompt, row))]

@@ -19,7 +19,7 @@ from tasks.data.conversion import Wanted, portion_of
 from tasks.data.gathering import Gathering
 from tasks.data.identity import canonical_line
 from tasks.data.left_out import merged
-from tasks.data.preparing import PORTION_ROWS, Manner, gather, none_left
+from tasks.data.preparing import PORTION_ROWS, Manner, gather, left_out_by_rules, none_left
 from tasks.data.snapshot import read_rows
 
 _BUCKET_BYTES = 16 << 20
@@ -57,8 +57,9 @@ def mix(
         Stopped: this process is to end.
     """
     parts = list(_gathered(source, files, wanted, folder, manner))
-    if not all(part.digests for part in parts) and wanted.part != "all":
-        raise none_left(source.label, wanted)
+    for part in parts:
+        if not part.digests and (wanted.part != "all" or left_out_by_rules(part.prepared)):
+            raise none_left(part.asked.label, wanted, part.prepared)
     counts = _counts(source, [len(part.digests) for part in parts])
     mixed = Gathering(folder, replace(wanted, part="all", tokenizer=None, heldout=()))
     mixed.repeats = None

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+from models.data_rules import Rule
 from models.errors import InputError
 from models.preparation import Prepared
 from models.sources import RowSource
@@ -58,17 +59,33 @@ def prepare(source: RowSource, files: Sequence[Path], wanted: Wanted, folder: Pa
     """
     gathered = gather(source, files, Gathering(folder, wanted), manner)
     prepared, form = gathered.finish(), gathered.wanted.form
-    if not prepared.rows and form and form.combine and wanted.part == "all":
+    if prepared.rows:
+        return prepared
+    if form and form.combine and wanted.part == "all" and not left_out_by_rules(prepared):
         raise no_pairs(source, prepared.read, form)
-    if not prepared.rows:
-        raise none_left(source.label, wanted)
-    return prepared
+    raise none_left(source.label, wanted, prepared)
 
 
-def none_left(label: str, wanted: Wanted) -> InputError:
-    """What to say of a source of which a split or a mixture leaves nothing."""
-    seen = f"no row of part '{wanted.part}' is there with heldout_share {wanted.heldout_share:g}"
-    return InputError(f"{label}: {seen}; take another share, or add rows")
+def none_left(label: str, wanted: Wanted, prepared: Prepared) -> InputError:
+    """What to say of a source of which data rules, a split or a mixture leave nothing."""
+    dropped = left_out_by_rules(prepared)
+    if not dropped:
+        seen = f"no row of part '{wanted.part}' is there with heldout_share {wanted.heldout_share:g}"
+        return InputError(f"{label}: {seen}; take another share, or add rows")
+    told = [
+        f"data_rules leave out {sum(dropped.values())} ({', '.join(f'{rule} {dropped[rule]}' for rule in dropped)})"
+    ]
+    told += [f"{prepared.unpaired} make no pair"] if prepared.unpaired else []
+    side = f"{prepared.other_side} are on the other side of heldout_share {wanted.heldout_share:g}"
+    told += [side] if prepared.other_side else []
+    return InputError(
+        f"{label}: no row is left of {prepared.read}: {', '.join(told)}; mend the rows, or change the rules"
+    )
+
+
+def left_out_by_rules(prepared: Prepared) -> dict[Rule, int]:
+    """Rows that broke a rule and were left out, by rule; of duplicates, one is kept."""
+    return {each.rule: each.rows for each in prepared.problems if each.action == "drop" and each.rule != "duplicate"}
 
 
 def gather(source: RowSource, files: Sequence[Path], gathering: Gathering, manner: Manner) -> Gathering:

@@ -14,7 +14,7 @@ from tasks.base_model_check import locate, packaged_gguf
 from tasks.data.lines import Row
 
 _FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
-"""All of a hub model but its weights."""
+"""Of a hub model: its configuration, tokenizer and chat template, in whichever of these forms it has them."""
 
 
 def tokenizer_of(model: BaseModelSource) -> Path:
