@@ -70,7 +70,7 @@ def _silent(machine: int) -> str:
 
 def _raise_cause(failed: dict[int, Sign], is_all: bool) -> None:
     """Raise what has surely failed by itself, or whatever has failed where nothing more is to be heard."""
-    for other, sign in failed.items():
+    for other, sign in sorted(failed.items(), key=lambda each: each[1].ended == "stage"):
         if is_all or sign.ended != "stage":
             raise as_error(other, sign)
 
