@@ -11,6 +11,7 @@ from models.errors import StageError
 from models.machines import Announcement, Post
 from models.stages import TrainingInput
 from settings.settings import Settings
+from tasks.child import warm_up
 from tasks.closing import stop_if_closing
 from tasks.code_version import code_version
 from tasks.core.plan import TrainingPlan
@@ -75,6 +76,7 @@ def gathered(
         facts=common_facts(settings),
     )
     post = post_of(announcement, settings)
+    warm_up()
     announce(post, announcement)
     try:
         _await_others(post, settings, waiting)

@@ -1,23 +1,27 @@
 """A further machine's part: wait for stages that machine 0 announces, and train them with it."""
 
+import socket
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from models.errors import AlignError, InputError, Killed, OutOfMemory, Stopped
+from models.launch import Launch
 from models.machines import Announcement, Ended, Post
 from models.stages import DPOInput, GRPOInput, RewardInput, SFTInput, TrainingInput
 from settings.machine import inspect_machine
 from settings.settings import Settings
-from tasks.child import run_in_child, warm_up
+from tasks.child import run_in_child
 from tasks.child_main import ChildOptions
-from tasks.closing import closing
+from tasks.closing import closing, stop_if_closing
 from tasks.core import entry
 from tasks.core.plan import TrainingPlan
 from tasks.execution import Execution
 from tasks.files import is_disk_full
 from tasks.gathering import common_facts, post_of
 from tasks.launch import group_problems
-from tasks.machines import FOLDER, give_sign, is_announced, read_announcement, read_sign
+from tasks.machines import FOLDER, SECONDS_BETWEEN_SIGNS, give_sign, is_announced, read_announcement, read_sign
 from tasks.queue import Queue
 
 INPUTS: dict[str, type[TrainingInput]] = {"sft": SFTInput, "reward": RewardInput, "dpo": DPOInput, "grpo": GRPOInput}
@@ -60,7 +64,7 @@ def join(settings: Settings, say: Say) -> None:
         settings: Settings as read; see `check_joining`.
         say: Told what this machine does.
     """
-    warm_up()
+    run_in_child(_nothing, (), ChildOptions(threads=1), say, say)  # imports are done before anything is waited for
     say(f"machine {settings.machine_rank} waits for stages of {settings.main_address} in {settings.home}")
     moments: dict[str, float | None] = {}
     while not closing.is_set():
@@ -68,6 +72,10 @@ def join(settings: Settings, say: Say) -> None:
             if _is_at_work(announcement, settings, moments):
                 _take_part(announcement, settings, say)
         closing.wait(_SECONDS_BETWEEN_LOOKS)
+
+
+def _nothing(report: Callable[[Any], None]) -> None:
+    """What a process does that is only to have been started."""
 
 
 def _announced(settings: Settings) -> Iterator[Announcement]:
@@ -135,8 +143,25 @@ def _train(announcement: Announcement, post: Post, settings: Settings, say: Say)
     ).of_training()
     with Queue(settings.queue).turn(announcement.run, stage.name, execution.share, say) as places:
         options = ChildOptions.of(execution, places).model_copy(update={"post": post})
+        _await_main(post, options.launch)
         door: Any = getattr(entry, announcement.kind)
         run_in_child(door, (stage, plan, announcement.workspace), options, lambda report: None, say)
+
+
+def _await_main(post: Post, launch: Launch) -> None:
+    """Show that this machine has come, and wait until machine 0 listens; who calls too early is long in calling again.
+
+    Raises:
+        Stopped: the attempt has ended meanwhile, or this process is to end.
+    """
+    while True:
+        stop_if_closing()
+        if not is_announced(post):
+            raise Stopped("machine 0 has ended the attempt")
+        give_sign(post)
+        with suppress(OSError), socket.create_connection((launch.address, launch.port), timeout=1):
+            return
+        time.sleep(SECONDS_BETWEEN_SIGNS / 4)
 
 
 def _check_alike(announcement: Announcement, plan: TrainingPlan, settings: Settings, device: str) -> None:

@@ -19,8 +19,8 @@ from models.machines import Announcement, Ended, Post, Sign
 from tasks.files import replace_file
 
 FOLDER = ".machines"
-SECONDS_OF_SILENCE = 30.0
-"""After which a machine is taken to be dead."""
+SECONDS_OF_SILENCE = 60.0
+"""After which a machine is taken to be dead; file systems of clusters may show a file that late."""
 SECONDS_BETWEEN_SIGNS = 1.0
 _ERRORS: dict[Ended, type[AlignError]] = {
     "input": InputError,

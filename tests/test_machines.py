@@ -29,7 +29,7 @@ from tasks.child_main import ChildOptions
 from tasks.core import entry
 from tasks.core.plan import TrainingResult
 from tasks.execution import Execution, stages_at_once
-from tasks.gathering import common_facts, gathered
+from tasks.gathering import gathered
 from tasks.joining import INPUTS as JOINED
 from tasks.joining import check_joining
 from tasks.launch import asked_launch, check_batch, launch_problems
@@ -62,8 +62,9 @@ def test_processes_of_all_machines_are_numbered() -> None:
 def test_a_batch_is_shared_by_the_processes_of_all_machines() -> None:
     with pytest.raises(InputError) as caught:
         check_batch("sft", 12, Launch(processes=4, machines=2))
-    assert "12 rows a step cannot be shared equally by 8 processes of 2 machines; use 3 or 2 (ALIGN_PROCESSES), " in str(
-        caught.value
+    assert (
+        "12 rows a step cannot be shared equally by 8 processes of 2 machines; use 3 or 2 (ALIGN_PROCESSES), "
+        in str(caught.value)
     )
     with pytest.raises(InputError, match="by 2 processes of 2 machines; use batch_size=8 or 10, which"):
         check_batch("sft", 9, Launch(machines=2))
