@@ -4,38 +4,50 @@ Both machines are this one, on the loopback device, with one artifact root and a
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from prefect import flow
 
+from models.artifacts import Checkpoint
 from models.errors import InputError, Killed, OutOfMemory, StageError, Stopped
 from models.launch import Launch
 from models.machines import Announcement, Ended, Post
 from models.recipe import Recipe
-from models.stages import TrainingInput
+from models.run import RunRecord
+from models.stages import SFTInput, TrainingInput
 from settings.machine import inspect_machine
 from settings.settings import Settings, load_settings
 from tasks import machines
 from tasks.child import run_in_child
 from tasks.child_main import ChildOptions
+from tasks.closing import closing
 from tasks.core import entry
 from tasks.core.plan import TrainingResult
 from tasks.execution import Execution, stages_at_once
+from tasks.forecast import stage_inputs
 from tasks.gathering import gathered
 from tasks.joining import INPUTS as JOINED
-from tasks.joining import check_joining
+from tasks.joining import check_joining, join
 from tasks.launch import asked_launch, check_batch, launch_problems
 from tasks.ledger import plan_attempt
-from tests.faults import ROOT
+from tasks.preflight import preflight
+from tasks.progress import Progress, listening
+from tasks.sft import train_sft
+from tasks.store import read_manifest
+from tests.faults import ROOT, checkpoints
 from tests.operating import free_port
+from tests.test_child import gone
 from tests.test_contracts import INPUTS
 from tests.test_core import Laboratory, silent
 from tests.test_launch import machine
@@ -96,7 +108,8 @@ def test_a_run_needs_to_be_on_machine_0_and_to_know_where_it_is(
 )
 def test_what_cannot_join_is_refused(tmp_path: Path, asked: dict[str, Any], problem: str) -> None:
     with pytest.raises(InputError, match=problem):
-        check_joining(Settings(**{"home": tmp_path} | asked))
+        wanted: dict[str, Any] = {"home": tmp_path} | asked
+        check_joining(Settings(**wanted))
     check_joining(Settings(home=tmp_path, machine_rank=1, **TWO))
 
 
@@ -178,8 +191,9 @@ class Group:
     """Machine 0, which is this process, and what it asks of the others."""
 
     def __init__(self, home: Path, **settings: Any) -> None:
-        asked = {"machines": 2, "main_address": f"127.0.0.1:{free_port()}", "device": "cpu", "threads": 1}
-        self.settings = Settings(**{"home": home, "checkpoint_every_steps": 2} | asked | settings)
+        asked: dict[str, Any] = {"machines": 2, "main_address": f"127.0.0.1:{free_port()}", "device": "cpu"}
+        asked |= {"home": home, "threads": 1, "checkpoint_every_steps": 2, "reserved_disk_bytes": 0}
+        self.settings = Settings(**asked | settings)
         here = inspect_machine(self.settings)
         facts: dict[str, Any] = {"settings": self.settings, "machine": here, "precision": "fp32"}
         self.execution = Execution(threads=1, parallel_stages=1, run="r", **facts).of_training()
@@ -196,8 +210,9 @@ class Group:
             result: TrainingResult = run_in_child(entry.sft, (stage, plan, folder), options, on_report, silent)
         return result
 
-    def join(self, **settings: str) -> "subprocess.Popen[str]":
-        """`align join` as machine 1."""
+    @contextmanager
+    def joined(self) -> Iterator["subprocess.Popen[str]"]:
+        """`align join` as machine 1, which nothing of survives."""
         asked = {
             "ALIGN_HOME": str(self.settings.home),
             "ALIGN_MACHINES": "2",
@@ -206,30 +221,22 @@ class Group:
             "ALIGN_QUEUE": str(self.settings.home.parent / "queue-1"),
             "ALIGN_DEVICE": "cpu",
         }
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "flows", "join"],
             cwd=ROOT,
-            env=os.environ | asked | settings,
+            env=os.environ | asked,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-
-
-@pytest.fixture
-def group(tmp_path: Path) -> Group:
-    return Group(tmp_path / "home")
-
-
-@pytest.fixture
-def joined(group: Group) -> Iterator["subprocess.Popen[str]"]:
-    """Machine 1."""
-    process = group.join()
-    yield process
-    process.kill()
-    process.wait()
-    assert process.stdout
-    process.stdout.close()
+        started: list[psutil.Process] = []
+        try:
+            yield process
+            started = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        finally:
+            process.terminate()
+            process.communicate(timeout=60)
+        assert all(gone(each.pid) for each in started)
 
 
 def test_a_machine_that_does_not_come_is_told_of(tmp_path: Path) -> None:
@@ -249,25 +256,70 @@ def training_process(join: int) -> psutil.Process:
 
 
 @pytest.mark.slow
+def test_a_machine_that_differs_is_refused(tmp_path: Path) -> None:
+    group = Group(tmp_path / "home")
+    other = group.settings.model_copy(update={"machine_rank": 1, "processes": 2})
+    joining = threading.Thread(target=join, args=(other, silent))
+    joining.start()
+    try:
+        with pytest.raises(InputError, match="machine 1: ALIGN_PROCESSES is 1 on machine 0, 2 here; "):
+            group.train(INPUTS["sft"], tmp_path)
+    finally:
+        closing.set()
+        joining.join()
+        closing.clear()
+
+
+@pytest.mark.slow
 def test_two_machines_end_where_one_does_also_when_a_process_of_the_other_is_killed(
-    recipe: Recipe, group: Group, joined: "subprocess.Popen[str]", tmp_path: Path
+    recipe: Recipe, tmp_path: Path
 ) -> None:
-    laboratory = Laboratory.of(recipe, tmp_path / "laboratory")
-    stage = laboratory.stage("sft", max_steps=6)
-    alone = laboratory.train(stage, tmp_path / "alone")
-    folder = tmp_path / "together"
+    group, laboratory = Group(tmp_path / "home"), Laboratory.of(recipe, tmp_path / "laboratory")
+    with group.joined() as joined:
+        stage = laboratory.stage("sft", max_steps=6)
+        alone = laboratory.train(stage, tmp_path / "alone")
+        folder = tmp_path / "together"
 
-    def strike(said: dict[str, Any]) -> None:
-        if said.get("step") == 3:
-            training_process(joined.pid).kill()
+        def strike(said: dict[str, Any]) -> None:
+            if said.get("step") == 3:
+                training_process(joined.pid).kill()
 
-    with pytest.raises(Killed, match="machine 1: .*SIGKILL"):
-        group.train(stage, folder, strike)
-    assert group.train(stage, folder).resumed_from_step == 2
+        with pytest.raises(Killed, match=r"machine 1: .*SIGKILL"):
+            group.train(stage, folder, strike)
+        assert group.train(stage, folder).resumed_from_step == 2
+    assert joined.returncode == 128 + signal.SIGTERM
     assert {path.name for path in folder.glob("trainer/checkpoint-6/rng*")} == {"rng_state_0.pth", "rng_state_1.pth"}
     assert relative_difference(folder / "model", alone.model) <= 1e-5
-    joined.send_signal(signal.SIGTERM)
-    said, _ = joined.communicate(timeout=30)
-    assert joined.returncode == 128 + signal.SIGTERM
-    assert f"{stage.name} of run r: taking part" in said
-    assert f"{stage.name}: done" in said
+
+
+@flow(validate_parameters=False)
+def sft_flow(stage: SFTInput, execution: Execution) -> Checkpoint:
+    """One stage."""
+    return train_sft.submit(stage, execution).result()
+
+
+@pytest.mark.faults
+def test_a_run_waits_for_a_machine_that_was_told_to_stop(
+    finished_run: tuple[Path, RunRecord], recipe: Recipe, tmp_path: Path
+) -> None:
+    home = Path(shutil.copytree(finished_run[0], tmp_path / "home"))
+    expected = checkpoints(finished_run[0])["sft"]
+    shutil.rmtree(home / "checkpoints" / expected.name)
+    group = Group(home, checkpoint_every_steps=25)
+    stage, *_ = stage_inputs(recipe, preflight(recipe, group.settings).datasets, group.execution)
+    with ExitStack() as machines_1:
+        running = [machines_1.enter_context(group.joined())]
+
+        def strike(progress: Progress) -> None:
+            if progress.step == 2 and len(running) == 1:
+                running[0].terminate()
+                running.append(machines_1.enter_context(group.joined()))
+
+        with listening(strike):
+            made = sft_flow(stage, group.execution)
+    attempts = read_manifest(made.path).attempts
+    assert [attempt.outcome for attempt in attempts] == ["killed", "completed"]
+    assert "machine 1: it was told to stop; the stage waits" in attempts[0].cause
+    assert [attempt.processes for attempt in attempts] == [2, 2]
+    assert attempts[1].resumed_from_step >= 2
+    assert relative_difference(made.path, expected) <= 1e-5
