@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.chatting import chat
 from flows.data import data
+from flows.joining import join
 from flows.keeping import aliases, import_, promote, prune
 from flows.lineage import diff, lineage
 from flows.operating import doctor, down, up
@@ -239,6 +240,7 @@ _COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "resume": _resume,
     "runs": runs,
     "queue": queue,
+    "join": join,
     "lineage": lineage,
     "diff": diff,
     "compare": _compare,

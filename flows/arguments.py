@@ -36,6 +36,7 @@ _PURPOSES = {
     "resume": "Go on with a run that did not complete: what is finished is taken, an interrupted stage goes on.",
     "runs": "List the runs, newest first.",
     "queue": "Show who computes on this machine, who waits for it and for how long, over all artifact roots.",
+    "join": "Train with the run of another machine, as one of several (ALIGN_MACHINES), until it is told to stop.",
     "lineage": "Show what a folder is made of, down to base model and datasets, or what was made from it.",
     "diff": "Show what differs between two checkpoints: recipe, data, code, versions, machine and figures.",
     "compare": "Hold two models against each other on the same held-out rows, and write a page about it.",

@@ -11,26 +11,37 @@ LOOPBACK = "127.0.0.1"
 
 
 class Launch(Contract):
-    """A group of processes of this machine that train one model."""
+    """A group of processes that train one model, on this machine or on several."""
 
     processes: int = 1
-    """How many they are."""
+    """How many they are on each machine."""
+    machines: int = 1
+    """How many machines there are."""
+    machine: int = 0
+    """Number of this machine."""
+    address: str = LOOPBACK
+    """Name or address of machine 0, where they meet."""
     port: int = 0
-    """Where they meet, on the loopback device; 0: not chosen yet."""
+    """Where they meet there; 0: not chosen yet."""
+
+    @property
+    def world(self) -> int:
+        """The processes of all machines."""
+        return self.processes * self.machines
 
     def environment(self, rank: int) -> dict[str, str]:
         """What PyTorch and Accelerate read of the group, as torchrun tells it; nothing for a process that is alone.
 
         Args:
-            rank: Number of the process within the group.
+            rank: Number of the process among those of this machine.
         """
-        if self.processes == 1:
+        if self.world == 1:
             return {}
         return {
-            "RANK": str(rank),
+            "RANK": str(self.machine * self.processes + rank),
             "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(self.processes),
+            "WORLD_SIZE": str(self.world),
             "LOCAL_WORLD_SIZE": str(self.processes),
-            "MASTER_ADDR": LOOPBACK,
+            "MASTER_ADDR": self.address,
             "MASTER_PORT": str(self.port),
         }

@@ -51,7 +51,16 @@ class Settings(BaseSettings):
     """Folder of the machine's queue, where runs wait for one another; default: this user's own among the system's
     temporary files. Where several users train, name one folder of a group of theirs, on the machine's own disk."""
     processes: int = Field(1, ge=1)
-    """Processes that train each stage together, with an accelerator or a part of the threads each."""
+    """Processes of each machine that train a stage together, with an accelerator or a part of the threads each."""
+    machines: int = Field(1, ge=1)
+    """Machines that train each stage together. Number 0 runs the flow, the others `align join`; all have the same
+    artifact root at the same path, on a file system that they share."""
+    machine_rank: int = Field(0, ge=0)
+    """Number of this machine among them, from 0."""
+    main_address: str | None = Field(None, pattern=r"^\S+:[0-9]{1,5}$")
+    """Where the others reach machine 0, and a port that is free there: `10.0.0.1:29500`."""
+    join_seconds: float = Field(600.0, gt=0)
+    """Time that machine 0 gives the others to come, for each attempt at a stage."""
     sharding: Sharding = "ddp"
     """What several processes share: `ddp` nothing, `fsdp2` weights, gradients and optimizer (PyTorch's FSDP 2), `zero2`
     gradients and optimizer, `zero3` the weights as well (DeepSpeed)."""

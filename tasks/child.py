@@ -20,9 +20,10 @@ from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 from tasks.child_main import ChildOptions, serve
-from tasks.children import Child, ChildFailed, explain, follow
+from tasks.children import COMPANION, Child, ChildFailed, explain, follow
 from tasks.closing import closing, stop_if_closing
 from tasks.host_memory import out_of_memory_kills
+from tasks.machines import keep_in_touch
 
 _SECONDS_TO_STOP = 20
 """For a step to end and a checkpoint to be saved; all is to be gone within 30 s of a signal."""
@@ -77,7 +78,8 @@ def run_in_child(
     """Call `function(*arguments, report)` in a child process and wait for it.
 
     Where the options ask for several processes, all of them call it, and are one: the first one reports, prints and
-    returns for all, and where one fails or dies, the others are ended.
+    returns for all, and where one fails or dies, the others are ended. With processes of other machines, one more keeps
+    in touch with those.
 
     Args:
         function: Importable from a module that the child may import; its last argument is a function that sends a
@@ -104,6 +106,9 @@ def run_in_child(
             for rank in range(options.launch.processes):
                 children.append(Child(_context, serve, (function, arguments, options, rank), on_line))
                 _running.add(children[-1].process)
+            if options.post:
+                heeding = (keep_in_touch, (options.post,), ChildOptions(threads=1), COMPANION)
+                children.append(Child(_context, serve, heeding, on_line))
         stop_if_closing()
         return follow(children, on_report, on_peak, options.timeout_seconds)
     except ChildFailed as failure:

@@ -17,8 +17,9 @@ import psutil
 from pydantic import Field
 
 from models.contract import Contract
-from models.errors import AlignError, InputError, Stopped
-from models.launch import Launch
+from models.errors import AlignError, InputError, Killed, Stopped
+from models.launch import LOOPBACK, Launch
+from models.machines import Post
 from tasks.execution import Execution
 from tasks.files import is_disk_full
 from tasks.launch import meeting
@@ -43,6 +44,8 @@ class ChildOptions(Contract):
     """Which of several accelerators it sees; with one or none, all there is."""
     launch: Launch = Launch()
     """The processes that run the function together."""
+    post: Post | None = None
+    """Where the machines hear of one another, where there are several."""
 
     @classmethod
     def of(cls, execution: Execution, places: tuple[int, ...]) -> "ChildOptions":
@@ -61,8 +64,8 @@ class Failure(Contract):
     """Why a child's function failed, as it crosses the process border."""
 
     kind: str
-    """`input`, `out_of_memory`, `disk_full`, `stopped`, `stage` (all with a message for the user) or `bug` (ours: the
-    traceback is kept)."""
+    """`input`, `out_of_memory`, `killed`, `disk_full`, `stopped`, `stage` (all with a message for the user) or `bug`
+    (ours: the traceback is kept)."""
     message: str
     """The error's message."""
     trace: str
@@ -82,7 +85,7 @@ def serve(
         function: What to run.
         arguments: What it gets, before the function that sends its reports.
         options: How it runs.
-        rank: Number of this process among those that run it together.
+        rank: Number of this process among those of this machine that run it together.
         pipes: For events, and for what is printed.
     """
     events, output = pipes
@@ -149,13 +152,13 @@ def _see_accelerators(places: tuple[int, ...]) -> None:
 
 
 def _join(launch: Launch, rank: int) -> None:
-    """Let PyTorch and Accelerate find the other processes, and gloo reach them without the network."""
+    """Let PyTorch and Accelerate find the other processes, and gloo reach those of this machine without the network."""
     import torch
 
     os.environ.update(launch.environment(rank))
     if launch.processes > 1 and torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # models are loaded before Accelerate does so
-    if sys.platform == "linux":
+    if sys.platform == "linux" and launch.address == LOOPBACK:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 
@@ -195,6 +198,6 @@ def _describe(error: Exception) -> Failure:
     if is_disk_full(error):
         return Failure(kind="disk_full", message=str(error), trace=trace)
     if isinstance(error, AlignError):
-        kind = "stopped" if isinstance(error, Stopped) else "stage"
+        kind = "stopped" if isinstance(error, Stopped) else "killed" if isinstance(error, Killed) else "stage"
         return Failure(kind=kind, message=str(error), trace=trace)
     return Failure(kind="bug", message=f"{type(error).__name__}: {error}", trace=trace)

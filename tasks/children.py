@@ -19,15 +19,21 @@ from typing import Any
 from models.errors import AlignError, InputError, Killed, OutOfMemory, StageError, Stopped
 from tasks.child_main import Failure
 from tasks.closing import closing
+from tasks.machines import SECONDS_OF_SILENCE
 
 _SECONDS_TO_EXIT = 20
 _SECONDS_TO_FOLLOW = 3.0
 """In which the others of a group say why they end, before they are ended."""
 _LINES_TO_TELL = 20
+_SECONDS_TO_HEAR = SECONDS_OF_SILENCE + 5
+"""In which machine 0 hears how the others' parts have ended, or that one is silent."""
+COMPANION = -1
+"""Number, in place of one in the group, of the process that keeps in touch with other machines."""
 _CAUSES = ("out_of_memory", "killed", "disk_full", "input", "stage")
 """Ends of a process that are causes rather than consequences, the plainest first."""
-_ENDS = (*_CAUSES, "died", "stopped", "bug")
-"""Ends without a result; of those that may be causes or consequences alike, the first is told."""
+_CONSEQUENCES = ("died", "stopped", "bug")
+"""Ends whose cause may be another process, also of another machine; of several, the first is told."""
+_ENDS = (*_CAUSES, *_CONSEQUENCES)
 
 Message = tuple[str, Any, int]
 """Kind, value and peak memory in bytes."""
@@ -39,7 +45,7 @@ class Child:
     Args:
         context: Starts it.
         serve: The child's side.
-        call: What `serve` gets, but for the pipes; ends with the process's number in the group.
+        call: What `serve` gets, but for the pipes; ends with the process's number on this machine, or `COMPANION`.
         on_line: Gets each line that the first process prints.
     """
 
@@ -51,6 +57,8 @@ class Child:
         on_line: Callable[[str], None],
     ) -> None:
         self.is_first = call[-1] == 0
+        self.is_companion = call[-1] == COMPANION
+        self.hears_all = self.is_companion and call[1][0].machine == 0
         self.last_lines: deque[str] = deque(maxlen=_LINES_TO_TELL)
         self.events, child_events = context.Pipe(duplex=False)
         output, child_output = context.Pipe(duplex=False)
@@ -105,7 +113,7 @@ def follow(
     on_peak: Callable[[int], None],
     timeout_seconds: float | None,
 ) -> Any:
-    """Pass reports on until all have returned, or one has failed or died.
+    """Pass reports on until all have returned, or one has failed or died; a companion is not waited for.
 
     Returns:
         What the first process returned.
@@ -116,7 +124,7 @@ def follow(
     """
     deadline = time.monotonic() + timeout_seconds if timeout_seconds else None
     running, result, highest = list(children), None, 0
-    while running:
+    while any(not child.is_companion for child in running):
         remaining = max(0.0, deadline - time.monotonic()) if deadline else None
         ready = _ready(running, remaining)
         if not ready:
@@ -135,7 +143,8 @@ def follow(
                 failure.peak_bytes = highest
                 raise failure
     for child in children:
-        child.process.join(timeout=_SECONDS_TO_EXIT)
+        if not child.is_companion:
+            child.process.join(timeout=_SECONDS_TO_EXIT)
     return result
 
 
@@ -146,8 +155,10 @@ def _ready(children: Sequence[Child], seconds: float | None) -> list[Child]:
 
 
 def _cause(first: ChildFailed, others: list[Child]) -> ChildFailed:
-    """The end that caused those of the other processes, which follow it soon."""
-    ends, deadline = [first], time.monotonic() + _SECONDS_TO_FOLLOW
+    """The end that caused those of the other processes, which follow it soon; of other machines the companion tells."""
+    hears = first.kind in _CONSEQUENCES and not closing.is_set() and any(child.hears_all for child in others)
+    others = [child for child in others if hears or not child.is_companion]
+    ends, deadline = [first], time.monotonic() + (_SECONDS_TO_HEAR if hears else _SECONDS_TO_FOLLOW)
     while others and (ready := _ready(others, max(0.0, deadline - time.monotonic()))):
         for child in ready:
             kind, value, _ = child.receive()
@@ -155,6 +166,8 @@ def _cause(first: ChildFailed, others: list[Child]) -> ChildFailed:
                 ends.append(ChildFailed(child, kind, value))
             if kind in (*_ENDS, "returned"):
                 others.remove(child)
+                if child.is_companion:
+                    deadline = time.monotonic() + _SECONDS_TO_FOLLOW
     return min(ends, key=lambda end: _CAUSES.index(end.kind) if end.kind in _CAUSES else len(_CAUSES))
 
 
@@ -196,7 +209,9 @@ def _explain_kill(kills_before: int | None, kills: int | None, peak_bytes: int) 
 def _as_error(failure: Failure) -> AlignError | OSError:
     if failure.kind == "disk_full":
         return OSError(errno.ENOSPC, failure.message)
-    errors = {"input": InputError, "out_of_memory": OutOfMemory, "stopped": Stopped, "stage": StageError}
+    errors = {
+        "input": InputError, "out_of_memory": OutOfMemory, "killed": Killed, "stopped": Stopped, "stage": StageError,
+    }  # fmt: skip
     if failure.kind in errors:
         return errors[failure.kind](failure.message)
     return StageError(f"{failure.message}\n{failure.trace}")

@@ -14,6 +14,7 @@ from models.run import RunRecord
 from models.stages import Generator
 from settings.machine import Machine, inspect_machine, resolve_precision
 from settings.settings import Settings
+from tasks.launch import asked_launch
 
 _LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "safetensors", "prefect")
 
@@ -58,7 +59,7 @@ class Execution(Contract):
 
     def of_training(self) -> "Execution":
         """The same machine at work with as many processes as the settings ask for."""
-        return self.model_copy(update={"launch": Launch(processes=self.settings.processes)})
+        return self.model_copy(update={"launch": asked_launch(self.settings)})
 
     @property
     def generator(self) -> Generator:
@@ -119,6 +120,8 @@ def plan_execution(recipe: Recipe, settings: Settings, machine: Machine | None =
 
 def stages_at_once(settings: Settings, machine: Machine) -> int:
     """Stages that may compute on the machine at the same time."""
+    if settings.machines > 1:  # which meet at one port
+        return 1
     on_cpu = machine.device == "cpu"
     places = machine.cores if on_cpu else machine.accelerators
     return settings.parallel_stages or max(1, min(2 if on_cpu else places, places // settings.processes))

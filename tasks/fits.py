@@ -69,6 +69,6 @@ def _file(stage: TrainingInput, execution: Execution) -> Path:
         "quantization": stage.quantization and stage.quantization.model_dump(mode="json"),
         "hyperparameters": stage.hyperparameters.model_dump(mode="json", include=_SHAPE),
     }
-    if execution.launch.processes > 1:
-        shape["processes"] = [execution.launch.processes, execution.settings.sharding]
+    if execution.launch.world > 1:
+        shape["processes"] = [execution.launch.world, execution.settings.sharding]
     return execution.settings.home / "fits" / f"{stage.stage}-{fingerprint(shape)[:ID_LENGTH]}.json"

@@ -65,14 +65,14 @@ def plan_attempt(
     known = (settings.per_device_train_batch_size, fit.per_device_train_batch_size if fit else None)
     limits = [size for size in known if size] + [size // 2 for size in sizes[checkpointing]]
     limits += [1] if 1 in sizes[False] else []
-    processes, batch_size = execution.launch.processes, stage.hyperparameters.batch_size
-    check_batch(stage.stage, batch_size, processes)
-    micro, accumulation = split_batch(batch_size // processes, min(limits, default=None))
+    launch, batch_size = execution.launch, stage.hyperparameters.batch_size
+    check_batch(stage.stage, batch_size, launch)
+    micro, accumulation = split_batch(batch_size // launch.world, min(limits, default=None))
     return TrainingPlan(
         device=execution.machine.device,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=accumulation,
-        processes=processes,
+        processes=launch.world,
         sharding=settings.sharding,
         gradient_checkpointing=checkpointing,
         share_prompts=settings.share_prompts,

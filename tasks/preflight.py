@@ -14,6 +14,7 @@ from models.contract import Contract
 from models.data_rules import Rule
 from models.errors import InputError
 from models.fingerprint import ID_LENGTH
+from models.launch import Launch
 from models.recipe import GRPO, Recipe, Training
 from models.sources import BaseModelSource
 from models.stages import TrainingInput
@@ -27,7 +28,7 @@ from tasks.data.preparations import Preparations, leaving_nothing
 from tasks.data.preparing import Manner
 from tasks.execution import plan_execution
 from tasks.forecast import stage_inputs
-from tasks.launch import check_batch, launch_problems, uneven_steps
+from tasks.launch import asked_launch, check_batch, launch_problems, uneven_steps
 from tasks.library_check import check_libraries
 from tasks.pruned import is_pruned
 from tasks.queue import check_queue
@@ -126,12 +127,13 @@ def _check(recipe: Recipe, settings: Settings, what_if: WhatIf, preparations: Pr
     tables = read_tables(recipe, problems, preparations, what_if.offline)
     leaks = check_leakage(tables, recipe.data_rules, problems)
     _check_lengths(recipe, model, problems)
-    stages = _plan_stages(recipe, tables, settings.processes, problems)
+    launch = asked_launch(settings)
+    stages = _plan_stages(recipe, tables, launch, problems)
     if problems or machine is None or precision is None:
         raise InputError("\n".join(problems))
     checks = [table.check for table in tables.values()]
     rows = {check.place.removesuffix(".dataset"): check.rows for check in checks}
-    uneven = uneven_steps(training_sections(recipe), rows, settings.processes)
+    uneven = uneven_steps(training_sections(recipe), rows, launch.world)
     # Without its rows and the hub's commits a stage has no name yet, so nothing of it is known to be there.
     unasked = [model for model in (recipe.base_model, *scorers) if what_if.offline and model.source == "hub"]
     named = not (unread or unasked)
@@ -217,12 +219,12 @@ def _check_lengths(recipe: Recipe, model: BaseModelFacts, problems: list[str]) -
     ]
 
 
-def _plan_stages(recipe: Recipe, tables: dict[str, Table], processes: int, problems: list[str]) -> list[StagePlan]:
+def _plan_stages(recipe: Recipe, tables: dict[str, Table], launch: Launch, problems: list[str]) -> list[StagePlan]:
     plans = []
     for stage, section in training_sections(recipe).items():
         table = tables.get(f"{stage}.dataset")
         with noting(problems):
-            check_batch(stage, section.batch_size, processes)
+            check_batch(stage, section.batch_size, launch)
             steps = _steps(stage, section, table.check) if table else section.max_steps
             plans.append(StagePlan(stage=stage, batch_size=section.batch_size, steps=steps))
     return plans

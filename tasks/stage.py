@@ -15,6 +15,7 @@ from tasks.child_main import ChildOptions
 from tasks.core.plan import TrainingResult
 from tasks.execution import Execution
 from tasks.fits import recall, remember
+from tasks.gathering import gathered
 from tasks.ledger import AttemptRecorder, plan_attempt, read_attempts
 from tasks.making import find_or_make
 from tasks.provenance import provenance, public_source
@@ -87,7 +88,11 @@ def _train(
     plan = plan_attempt(stage, earlier, execution, recall(stage, execution))
     teller.attempt(plan, workspace / "log.txt")
     options = options.model_copy(update={"environment": tracker_environment(execution, stage.name)})
-    with AttemptRecorder(workspace, plan, execution, teller.report) as attempt:
+    with (
+        AttemptRecorder(workspace, plan, execution, teller.report) as attempt,
+        gathered(stage, plan, workspace, execution, teller.waiting) as post,
+    ):
+        options = options.model_copy(update={"post": post})
         result: TrainingResult = run_in_child(
             train, (stage, plan, workspace), options, attempt.report, teller.line, attempt.note_peak
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from models.recipe import Recipe
 from models.run import RunRecord
@@ -46,6 +47,8 @@ def pytest_configure() -> None:
     os.environ.update(_OFFLINE | _ALONE, ALIGN_QUEUE=own_queue)
     os.environ["TRACKIO_DIR"] = f"{os.environ['ALIGN_QUEUE']}/trackio"  # read when it is imported, which TRL does
     Settings.model_config["env_file"] = None
+    settings.register_profile("patient", deadline=None)  # other tests run at the same time
+    settings.load_profile("patient")
 
 
 def pytest_unconfigure() -> None:

@@ -320,7 +320,7 @@ NAMES = sorted(
 ROWS = st.dictionaries(st.sampled_from(NAMES), CELLS, max_size=7)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     rows=st.lists(ROWS, min_size=1, max_size=3),
     role=st.sampled_from(ROLES),
@@ -367,7 +367,7 @@ def spellings(asked: list[str]) -> dict[str, Row]:
     }
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(asked=st.lists(TEXTS, min_size=2, max_size=6).filter(lambda texts: len(texts) % 2 == 0))
 def test_every_character_survives_every_spelling(asked: list[str]) -> None:
     normal = completion(said(*asked[:-1]), asked[-1])

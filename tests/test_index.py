@@ -158,7 +158,7 @@ def test_an_unreadable_manifest_is_left_out_until_it_is_readable(
     assert name_of("dpo") in names(store, name_of("sft"))[1]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(parents=st.lists(st.integers(0, 7), min_size=1, max_size=8), removed=st.sets(st.integers(0, 7)))
 def test_it_agrees_with_the_folders(
     tmp_path_factory: pytest.TempPathFactory, parents: list[int], removed: set[int]

@@ -106,7 +106,7 @@ def test_processes_share_the_batch_equally(batch: int, processes: int, largest: 
 )
 def test_what_would_divide_is_named(batch: int, processes: int, divides: str) -> None:
     with pytest.raises(InputError) as caught:
-        check_batch("sft", batch, processes)
+        check_batch("sft", batch, Launch(processes=processes))
     assert f"sft.batch_size: {batch} rows a step cannot be shared equally by {processes} processes" in str(caught.value)
     assert divides in str(caught.value)
 

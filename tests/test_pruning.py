@@ -224,7 +224,7 @@ def test_a_prune_that_died_is_finished_by_the_next(store: ArtifactStore, monkeyp
     assert goes(store) == set()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     parents=st.lists(st.integers(0, 9), min_size=1, max_size=8),
     runs=st.lists(st.integers(0, 7), max_size=6),

@@ -123,6 +123,7 @@ def test_only_weights_can_be_rebuilt_and_only_with_adapter_and_parent(store: Art
     assert is_pruned(dpo)
 
 
+@pytest.mark.slow
 def test_one_process_merges_for_a_stage_that_several_train(
     store: ArtifactStore, dpo: Path, execution: Execution, monkeypatch: pytest.MonkeyPatch
 ) -> None:

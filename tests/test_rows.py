@@ -559,7 +559,7 @@ ROWS = JSON_VALUES | st.fixed_dictionaries({}, optional=dict.fromkeys(COLUMNS, C
 TEXTS = st.text(min_size=1).filter(lambda text: bool(text.strip()))
 
 
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.lists(ROWS, min_size=1, max_size=3),
     role=st.sampled_from(ROLES),
@@ -578,7 +578,7 @@ def test_any_json_is_checked_or_refused(tmp_path: Path, rows: list[Any], role: R
         assert len(checked.rows) + checked.found.duplicates == len(rows)
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(prompt=TEXTS, chosen=TEXTS, file=st.sampled_from(list(WRITERS)))
 def test_text_is_unchanged(tmp_path: Path, prompt: str, chosen: str, file: str) -> None:
     WRITERS[file](tmp_path / file, [{"prompt": prompt, "chosen": chosen, "rejected": chosen + "."}])
