@@ -308,13 +308,14 @@ def test_a_run_waits_for_a_machine_that_was_told_to_stop(
     shutil.rmtree(home / "checkpoints" / expected.name)
     group = Group(home, checkpoint_every_steps=25)
     stage, *_ = stage_inputs(recipe, preflight(recipe, group.settings).datasets, group.execution)
-    with ExitStack() as machines_1:
-        running = [machines_1.enter_context(group.joined())]
+    assert isinstance(stage, SFTInput)
+    with ExitStack() as others:
+        running = [others.enter_context(group.joined())]
 
         def strike(progress: Progress) -> None:
             if progress.step == 2 and len(running) == 1:
                 running[0].terminate()
-                running.append(machines_1.enter_context(group.joined()))
+                running.append(others.enter_context(group.joined()))
 
         with listening(strike):
             made = sft_flow(stage, group.execution)

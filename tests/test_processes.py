@@ -18,6 +18,7 @@ from models.artifacts import Checkpoint
 from models.errors import InputError, Killed, OutOfMemory, StageError, Stopped
 from models.launch import Launch
 from models.recipe import Recipe
+from models.rewards import Reward
 from models.run import RunRecord
 from models.stages import TrainingInput
 from settings.settings import Settings
@@ -153,6 +154,18 @@ def test_processes_of_grpo_sample_on_their_own(laboratory: Laboratory, tmp_path:
     assert two.history[0]["reward_std"] != one.history[0]["reward_std"]
     assert two.history[0]["frac_reward_zero_std"] == 0  # the two processes' completions differ
     assert relative_difference(two.model, stage.policy.path) > 0
+
+
+def test_grpo_learns_over_several_processes_what_its_reward_asks_for(laboratory: Laboratory, tmp_path: Path) -> None:
+    digit = Reward(kind="regex", pattern="[0-9]")
+    stage = laboratory.stage("grpo", rewards=(digit,), max_steps=16, learning_rate=3e-2)
+    one, two = laboratory.train(stage, tmp_path / "one"), train(stage, tmp_path / "two")
+    for trained in (one, two):
+        rewards = [step["reward"] for step in trained.history]
+        assert len(rewards) == 16
+        assert sum(rewards[-4:]) / 4 > sum(rewards[:4]) / 4 + 0.3
+    seen = [trained.history[-1]["num_tokens"] for trained in (one, two)]
+    assert seen[1] == pytest.approx(seen[0], rel=0.1)  # as many completions in each step
 
 
 @pytest.mark.parametrize(
