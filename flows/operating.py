@@ -36,7 +36,7 @@ def up(arguments: Namespace) -> int:
         print(f"server: {_how(operations.server, started)}")
         with _connected(operations) as client:
             _prepare(client, operations)
-            started = start_worker(operations)
+            started = start_worker(operations, client, _say)
             print(f"worker: {_how(operations.worker, started)}")
             if not operations.elsewhere:
                 _notify(client, operations)

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import httpx
@@ -21,6 +22,9 @@ from prefect.settings import Settings as PrefectSettings
 from models.errors import InputError, StageError
 from settings.settings import Settings
 from tasks.services import Service
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
 
 DEFAULTS = {
     "DO_NOT_TRACK": "1",
@@ -168,14 +172,23 @@ def start_server(operations: Operations, say: Say) -> bool:
     return True
 
 
-def start_worker(operations: Operations) -> bool:
-    """Start the worker; whether that was needed."""
+def start_worker(operations: Operations, client: "SyncPrefectClient", say: Say) -> bool:
+    """Start the worker and wait until the server has heard of it; whether that was needed.
+
+    Raises:
+        StageError: it ended, or took too long.
+    """
     if operations.worker.process():
         return False
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
     command += ["--name", f"{socket.gethostname()}-{POOL}", "--limit", str(WORKER_LIMIT)]
     operations.worker.start(command, operations.client_environment, operations.root)
+    _await(operations.worker, lambda: _is_heard_of(client), f"the server at {operations.api} has not heard of it", say)
     return True
+
+
+def _is_heard_of(client: "SyncPrefectClient") -> bool:
+    return any(worker.status == "ONLINE" for worker in client.read_workers_for_work_pool(POOL))
 
 
 def stop_service(service: Service) -> bool:
@@ -200,18 +213,22 @@ def _refuse_other_address(running: psutil.Process, command: list[str]) -> None:
 
 
 def _await_api(operations: Operations, say: Say) -> None:
+    _await(operations.server, lambda: answers(operations.api), f"it does not answer at {operations.api}", say)
+
+
+def _await(service: Service, is_ready: Callable[[], bool], unready: str, say: Say) -> None:
+    """Wait until a service that was started is ready; `unready` tells what is missing where that takes too long."""
     began = said = time.monotonic()
-    while not answers(operations.api):
-        if operations.server.process() is None:
-            log = operations.server.log
-            raise StageError(f"the server has ended; its log, {log}, says\n{operations.server.last_lines()}")
+    while not is_ready():
+        if service.process() is None:
+            raise StageError(f"the {service.name} has ended; its log, {service.log}, says\n{service.last_lines()}")
         now = time.monotonic()
         if now - began > _SECONDS_TO_START:
-            where = f"{operations.api} after {_SECONDS_TO_START:.0f} s"
-            raise StageError(f"the server does not answer at {where}; its log is {operations.server.log}")
+            late = f"{unready} after {_SECONDS_TO_START:.0f} s"
+            raise StageError(f"the {service.name} has not come up: {late}; its log is {service.log}")
         if now - said > _SECONDS_BETWEEN_LINES:
             said = now
-            say(f"the server is starting ({now - began:.0f} s)")
+            say(f"the {service.name} is starting ({now - began:.0f} s)")
         time.sleep(0.3)
 
 
