@@ -10,14 +10,14 @@ from prefect.cache_policies import NO_CACHE
 from models.artifacts import Dataset, Manifest
 from models.errors import InputError
 from models.fingerprint import ID_LENGTH, fingerprint
-from models.preparation import Cleaning, Prepared, RenderedExample, SnapshotCard
+from models.preparation import Cleaning, Prepared, SnapshotCard
 from models.rewards import Reward, Verifier
 from models.sources import DatasetSource
 from models.stages import BaseModelInput
 from tasks.base_model_check import locate
 from tasks.child import run_in_child
 from tasks.child_main import ChildOptions
-from tasks.core.entry import render
+from tasks.core.entry import measure_rows
 from tasks.data.card import write_card
 from tasks.data.checking import kept_apart, wanted_rows
 from tasks.data.formats.reading import Role
@@ -76,7 +76,7 @@ def prepare_dataset(
         if there.prepared.identity != identity:
             raise InputError(f"{source.label}: it changed while it was read; run again when nobody writes to it")
         card = _card(source, role, system_prompt, there)
-        card = card.model_copy(update={"example": _example(there.folder, cleaning, execution, teller, options)})
+        card = card.model_copy(update=_as_the_model_sees(there, cleaning, execution, teller, options))
         for warning in card.example.warnings if card.example else ():
             teller.line(f"{source.label}: {warning}")
         changed = wanted.data_rules.changed
@@ -100,20 +100,22 @@ def _telling(stage: str) -> Manner:
     return Manner(on_progress=sparingly(lambda rows: announce(Progress(stage=stage, phase=f"{rows:,} rows read"))))
 
 
-def _example(
-    folder: Path, cleaning: Cleaning | None, execution: Execution, teller: Teller, options: ChildOptions
-) -> RenderedExample | None:
-    """The first row as the base model sees it; none where its files are not here: it is not worth bringing them."""
+def _as_the_model_sees(
+    ready: Ready, cleaning: Cleaning | None, execution: Execution, teller: Teller, options: ChildOptions
+) -> dict[str, Any]:
+    """The first row as the base model sees it, and how many tokens all have, as fields of a card.
+
+    None where the model's files are not here: it is not worth bringing them.
+    """
     if cleaning is None or cleaning.model is None:
-        return None
+        return {}
     stage = BaseModelInput(source=cleaning.model, origin=locate(cleaning.model)[1], precision=execution.precision)
     base = ArtifactStore(execution.settings.home).folder("base", stage.id)
     if not base.is_dir() or is_pruned(base):
-        return None
-    made: RenderedExample = run_in_child(
-        render, (first_row(folder), base, None), options, lambda report: None, teller.line
-    )
-    return made
+        return {}
+    asked = (ready.folder, base, cleaning.max_tokens)
+    example, tokens = run_in_child(measure_rows, asked, options, lambda report: None, teller.line)
+    return {"example": example, "tokens": ready.prepared.tokens or tokens}
 
 
 def _card(source: DatasetSource, role: Role, system_prompt: str | None, ready: Ready) -> SnapshotCard:

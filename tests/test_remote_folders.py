@@ -13,7 +13,7 @@ from models.sources import BaseModelSource
 from models.stages import BaseModelInput
 from tasks.base_model_check import locate
 from tasks.child_main import ChildOptions
-from tasks.dataset import _example
+from tasks.dataset import _as_the_model_sees
 from tasks.decisions import awaited, in_days, read_decision, write_decision
 from tasks.execution import Execution
 from tasks.files import file_digest
@@ -172,13 +172,13 @@ def test_no_example_is_rendered_by_a_base_model_whose_files_are_elsewhere(execut
     base = ArtifactStore(execution.settings.home).folder("base", stage.id)
     mark_pruned(base, Pruned(files=("tokenizer.json",), when=utc_now(), why="it is elsewhere"))
     asked = (
-        tmp_path / "rows",
+        SimpleNamespace(folder=tmp_path / "rows"),
         Cleaning(model=source),
         execution,
         SimpleNamespace(line=pytest.fail),
         ChildOptions(threads=1),
     )
-    assert _example(*asked) is None  # type: ignore[arg-type]
+    assert _as_the_model_sees(*asked) == {}  # type: ignore[arg-type]
 
 
 def test_aliases_are_shared_and_changed_one_after_the_other(

@@ -10,10 +10,14 @@ from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, S
 
 from models.artifacts import Dataset
 from models.errors import StageError
+from models.recipe import Recipe
+from models.run import RunRecord
 from models.sources import DatasetSource
+from tasks.core.example import first_and_all
 from tasks.core.loading import load_policy, load_scorer, load_tokenizer, training_dataset
 from tasks.core.rendering import refuse_unshown_tools, rendered
 from tasks.core.scoring import dialog
+from tasks.data.card import read_card
 from tasks.data.formats.reading import Role
 from tasks.data.lines import Row
 from tasks.data.snapshot import read_rows
@@ -177,3 +181,28 @@ def test_rows_without_tools_suit_every_template(tmp_path: Path, tiny_model: Path
         "prompt",
         "completion",
     ]
+
+
+@pytest.mark.slow
+def test_cards_tell_what_the_base_model_makes_of_the_rows(finished_run: tuple[Path, RunRecord], recipe: Recipe) -> None:
+    cards = [read_card(folder) for folder in (finished_run[0] / "datasets").iterdir() if folder.name[0] != "."]
+    assert len(cards) == 5
+    for card in cards:
+        assert card is not None
+        assert card.tokens is not None
+        assert card.example is not None
+        assert card.tokens.mean * card.rows == pytest.approx(card.tokens.total)
+        assert card.tokens.longest >= card.example.tokens > 0
+    assert {card.tokens.limit for card in cards if card and card.tokens and card.role == "sft"} == {
+        recipe.sft.max_length
+    }
+
+
+def test_tokens_of_many_rows_are_not_counted_unasked(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.core.example.MOST_ROWS", 2)
+    counted = [first_and_all(frozen(tmp_path, DEMONSTRATIONS[:rows], "sft").path, tiny_model, 4)[1] for rows in (2, 3)]
+    assert counted[0] is not None
+    assert counted[0].rows_over == 2
+    assert counted[1] is None

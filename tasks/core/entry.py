@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.artifacts import Precision
 from models.evaluation import EvaluationResult
-from models.preparation import RenderedExample
+from models.preparation import RenderedExample, TokenStatistics
 from models.recipe import Quantization
 from models.scorer import ScorerInput
 from models.sources import BaseModelSource, RowSource
@@ -64,6 +64,15 @@ def render(row: dict[str, Any], tokenizer: Path, chat_template: str | None, repo
     from tasks.core.example import render_example
 
     return render_example(row, tokenizer, chat_template)
+
+
+def measure_rows(
+    folder: Path, tokenizer: Path, limit: int | None, report: "Report"
+) -> tuple[RenderedExample, TokenStatistics | None]:
+    """See `tasks.core.example`."""
+    from tasks.core.example import first_and_all
+
+    return first_and_all(folder, tokenizer, limit)
 
 
 def sft(stage: SFTInput, plan: TrainingPlan, folder: Path, report: "Report") -> TrainingResult:

@@ -1,15 +1,21 @@
-"""One row as a model sees it: rendered by the chat template, cut into tokens, with what of it carries loss."""
+"""Rows as a model sees them: one rendered by the chat template, with what of it carries loss, and the tokens of all."""
 
+from array import array
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from models.preparation import RenderedExample
+from models.preparation import RenderedExample, TokenStatistics
 from tasks.core.rendering import for_template, rendered
-from tasks.data.tokens import load_tokenizer
+from tasks.data.gathering import token_statistics
+from tasks.data.snapshot import read_rows
+from tasks.data.tokens import count_tokens, load_tokenizer
 
 Row = dict[str, Any]
+MOST_ROWS = 50_000
+"""Rows whose tokens are counted without being asked for, which takes ten seconds or so."""
 
 
 def render_example(row: Row, tokenizer: Path, chat_template: str | None) -> RenderedExample:
@@ -38,6 +44,19 @@ def render_example(row: Row, tokenizer: Path, chat_template: str | None) -> Rend
         generation_prompt=continues and asked != rendered(loaded, row["prompt"], tools=row.get("tools")),
         tools_shown=_tools_shown(row, whole),
     )
+
+
+def first_and_all(folder: Path, tokenizer: Path, limit: int | None) -> tuple[RenderedExample, TokenStatistics | None]:
+    """The first row of a snapshot, and the tokens of all its rows where there are at most `MOST_ROWS`.
+
+    Args:
+        folder: The snapshot's.
+        tokenizer: A folder with a tokenizer.
+        limit: Most tokens that the stage takes.
+    """
+    rows = list(islice(read_rows(folder), MOST_ROWS + 1))
+    counted = array("i", count_tokens(rows, tokenizer) if len(rows) <= MOST_ROWS else ())
+    return render_example(rows[0], tokenizer, None), token_statistics(counted, limit)
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
