@@ -115,8 +115,9 @@ def scratch_execution(steps: list[Step], settings: Settings) -> Execution:
         InputError: this machine cannot compute in the precision that the checkpoint was trained in.
     """
     target, machine = steps[-1], inspect_machine(settings)
+    scratch = {"home": settings.home / "reproductions" / target.name, "machines": 1}  # others join the usual root only
     return Execution(
-        settings=settings.model_copy(update={"home": settings.home / "reproductions" / target.name}),
+        settings=settings.model_copy(update=scratch),
         machine=machine,
         precision=resolve_precision(machine, target.record.identity["precision"]),
         threads=settings.threads or machine.cores,
