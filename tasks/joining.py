@@ -105,7 +105,8 @@ def _take_part(announcement: Announcement, settings: Settings, say: Say) -> None
     ended, message = _end_of_part(announcement, post, settings, say)
     if is_announced(post):
         give_sign(post, ended, message)
-    say(f"{announcement.name}: {ended}" + f", {message.splitlines()[0]}" * bool(message))
+    first_line = message.partition("\n")[0]
+    say(f"{announcement.name}: {ended}; {first_line}" if first_line else f"{announcement.name}: {ended}")
 
 
 def _end_of_part(announcement: Announcement, post: Post, settings: Settings, say: Say) -> tuple[Ended, str]:
