@@ -46,7 +46,7 @@ class Settings(BaseSettings):
     """CPU threads for all stages of the machine together; default: the cores that this process may use."""
     parallel_stages: int | None = Field(None, ge=1)
     """Stages that may compute at the same time, over all runs of the machine; default: 2 on a CPU with at least two
-    cores, else one a device."""
+    cores, else one a device; always one where several machines train together."""
     queue: Path = Field(default_factory=_queue_of_user)
     """Folder of the machine's queue, where runs wait for one another; default: this user's own among the system's
     temporary files. Where several users train, name one folder of a group of theirs, on the machine's own disk."""

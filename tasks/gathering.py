@@ -19,15 +19,17 @@ from tasks.execution import Execution, library_versions
 from tasks.machines import FOLDER, SECONDS_BETWEEN_SIGNS, announce, as_error, give_sign, read_sign, withdraw
 
 
-def common_facts(settings: Settings) -> dict[str, Any]:
+def common_facts(settings: Settings, device: str) -> dict[str, Any]:
     """What all machines must have in common, by the name that users know it by."""
     code = {name: value for name, value in code_version().items() if name != "changed"}
-    shared = {"ALIGN_HOME": str(settings.home), "ALIGN_PROCESSES": settings.processes}
-    return (
-        shared
-        | {"ALIGN_MACHINES": settings.machines, "ALIGN_MAIN_ADDRESS": settings.main_address}
-        | (library_versions() | code)
-    )
+    asked = {
+        "ALIGN_HOME": str(settings.home),
+        "ALIGN_DEVICE": device,
+        "ALIGN_PROCESSES": settings.processes,
+        "ALIGN_MACHINES": settings.machines,
+        "ALIGN_MAIN_ADDRESS": settings.main_address,
+    }
+    return asked | library_versions() | code
 
 
 def post_of(announcement: Announcement, settings: Settings) -> Post:
@@ -73,7 +75,7 @@ def gathered(
         stage=stage.model_dump(mode="json"),
         plan=plan.model_dump(mode="json"),
         workspace=workspace,
-        facts=common_facts(settings),
+        facts=common_facts(settings, plan.device),
     )
     post = post_of(announcement, settings)
     warm_up()

@@ -102,24 +102,22 @@ def _take_part(announcement: Announcement, settings: Settings, say: Say) -> None
     """This machine's part of an attempt, whose end machine 0 is told."""
     post = post_of(announcement, settings)
     say(f"{announcement.name} of run {announcement.run}: taking part")
+    ended, message = _end_of_part(announcement, post, settings, say)
+    if is_announced(post):
+        give_sign(post, ended, message)
+    first_line = message.partition("\n")[0]
+    say(f"{announcement.name}: {ended}; {first_line}" if first_line else f"{announcement.name}: {ended}")
+
+
+def _end_of_part(announcement: Announcement, post: Post, settings: Settings, say: Say) -> tuple[Ended, str]:
+    """Train, and tell how that has ended, and why."""
     try:
         _train(announcement, post, settings, say)
     except (AlignError, OSError) as error:
-        say(f"{announcement.name}: {str(error).splitlines()[0]}")
-        if is_announced(post):
-            give_sign(post, *_told(error))
-    else:
-        give_sign(post, "returned")
-        say(f"{announcement.name}: done")
-
-
-def _told(error: Exception) -> tuple[Ended, str]:
-    """How this machine's part ended, and why."""
-    if closing.is_set():  # whoever stops a machine wants it for something else, not the run's end
-        return "killed", "it was told to stop; the stage waits until `align join` runs there again"
-    if is_disk_full(error):
-        return "disk_full", str(error)
-    return _ENDS.get(type(error), "stage"), str(error)
+        if closing.is_set():  # whoever stops a machine wants it for something else, not the run's end
+            return "killed", "it was told to stop; the stage waits until `align join` runs there again"
+        return "disk_full" if is_disk_full(error) else _ENDS.get(type(error), "stage"), str(error)
+    return "returned", ""
 
 
 def _train(announcement: Announcement, post: Post, settings: Settings, say: Say) -> None:
@@ -127,12 +125,15 @@ def _train(announcement: Announcement, post: Post, settings: Settings, say: Say)
 
     Raises:
         InputError: this machine differs from machine 0 where it must not.
+        Killed: an earlier process of this machine has died in the attempt.
         AlignError, OSError: see `run_in_child`.
     """
+    if read_sign(post, post.machine):
+        raise Killed("`align join` was started anew there while it took part")
+    machine = inspect_machine(settings)
+    _check_alike(announcement.facts, common_facts(settings, machine.device))
     stage = INPUTS[announcement.kind].model_validate(announcement.stage)
     plan = TrainingPlan.model_validate(announcement.plan)
-    machine = inspect_machine(settings)
-    _check_alike(announcement, plan, settings, machine.device)
     execution = Execution(
         settings=settings,
         machine=machine,
@@ -164,13 +165,8 @@ def _await_main(post: Post, launch: Launch) -> None:
         time.sleep(SECONDS_BETWEEN_SIGNS / 4)
 
 
-def _check_alike(announcement: Announcement, plan: TrainingPlan, settings: Settings, device: str) -> None:
-    there = announcement.facts | {"ALIGN_DEVICE": plan.device}
-    here = common_facts(settings) | {"ALIGN_DEVICE": device}
-    differing = [
-        f"{name} is {there.get(name)} on machine 0, {value} here"
-        for name, value in here.items()
-        if there.get(name) != value
-    ]
+def _check_alike(there: dict[str, Any], here: dict[str, Any]) -> None:
+    differing = [name for name in here if there.get(name) != here[name]]
     if differing:
-        raise InputError(f"{'; '.join(differing)}; machines that train together have to agree there")
+        told = "; ".join(f"{name} is {there.get(name)} on machine 0, {here[name]} here" for name in differing)
+        raise InputError(f"{told}; machines that train together have to agree there")

@@ -115,6 +115,7 @@ def scratch_execution(steps: list[Step], settings: Settings) -> Execution:
     """
     target, machine = steps[-1], inspect_machine(settings)
     apart = {"home": settings.home / "reproductions" / target.name, "remote": None}
+    apart |= {"machines": 1}  # others join the usual root only
     return Execution(
         settings=settings.model_copy(update=apart),
         machine=machine,

@@ -45,7 +45,7 @@ from tasks.preflight import preflight
 from tasks.progress import Progress, listening
 from tasks.sft import train_sft
 from tasks.store import read_manifest
-from tests.faults import ROOT, checkpoints
+from tests.faults import ROOT, checkpoints, wait_until
 from tests.operating import free_port
 from tests.test_child import gone
 from tests.test_contracts import INPUTS
@@ -235,7 +235,8 @@ class Group:
             started = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         finally:
             process.terminate()
-            process.communicate(timeout=60)
+            said, _ = process.communicate(timeout=60)
+        assert process.returncode == 128 + signal.SIGTERM, said
         assert all(gone(each.pid) for each in started)
 
 
@@ -249,25 +250,49 @@ def test_a_machine_that_does_not_come_is_told_of(tmp_path: Path) -> None:
     assert [*(tmp_path / "home").rglob("*.json")] == []
 
 
-def training_process(join: int) -> psutil.Process:
-    """Of what the fork server of `align join` has started, the process that computes."""
-    started = [each for each in psutil.Process(join).children(recursive=True) if each.ppid() != join]
-    return max(started, key=lambda each: each.cpu_times().user)
+@contextmanager
+def joining(settings: Settings) -> Iterator[None]:
+    """Machine 1 in a thread of this process."""
+    other = threading.Thread(target=join, args=(settings, silent))
+    other.start()
+    try:
+        yield
+    finally:
+        closing.set()
+        other.join()
+        closing.clear()
 
 
 @pytest.mark.slow
 def test_a_machine_that_differs_is_refused(tmp_path: Path) -> None:
     group = Group(tmp_path / "home")
     other = group.settings.model_copy(update={"machine_rank": 1, "processes": 2})
-    joining = threading.Thread(target=join, args=(other, silent))
-    joining.start()
-    try:
-        with pytest.raises(InputError, match="machine 1: ALIGN_PROCESSES is 1 on machine 0, 2 here; "):
-            group.train(INPUTS["sft"], tmp_path)
-    finally:
-        closing.set()
-        joining.join()
-        closing.clear()
+    with joining(other), pytest.raises(InputError, match="machine 1: ALIGN_PROCESSES is 1 on machine 0, 2 here; "):
+        group.train(INPUTS["sft"], tmp_path)
+
+
+@pytest.mark.slow
+def test_a_join_that_is_started_anew_says_so_in_the_attempt_that_is_lost(posts: list[Post], tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, machine_rank=1, **TWO)
+    place = tmp_path / machines.FOLDER
+    main, lost = (post.model_copy(update={"folder": place, "machines": 2}) for post in posts[:2])
+    told: dict[str, Any] = {"stage": {}, "plan": {}, "facts": {"ALIGN_MAIN_ADDRESS": settings.main_address}}
+    machines.announce(main, Announcement(attempt="a", name="sft-1", run="", kind="sft", workspace=tmp_path, **told))
+    machines.give_sign(lost)
+
+    def ended() -> str:
+        machines.give_sign(main)
+        sign = machines.read_sign(lost, 1)
+        return sign.ended if sign else ""
+
+    with joining(settings):
+        assert wait_until(ended, 120) == "killed"
+
+
+def training_process(join: int) -> psutil.Process:
+    """Of what the fork server of `align join` has started, the process that computes."""
+    started = [each for each in psutil.Process(join).children(recursive=True) if each.ppid() != join]
+    return max(started, key=lambda each: each.cpu_times().user)
 
 
 @pytest.mark.slow
@@ -287,7 +312,6 @@ def test_two_machines_end_where_one_does_also_when_a_process_of_the_other_is_kil
         with pytest.raises(Killed, match=r"machine 1: .*SIGKILL"):
             group.train(stage, folder, strike)
         assert group.train(stage, folder).resumed_from_step == 2
-    assert joined.returncode == 128 + signal.SIGTERM
     assert {path.name for path in folder.glob("trainer/checkpoint-6/rng*")} == {"rng_state_0.pth", "rng_state_1.pth"}
     assert relative_difference(folder / "model", alone.model) <= 1e-5
 
