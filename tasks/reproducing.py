@@ -114,8 +114,8 @@ def scratch_execution(steps: list[Step], settings: Settings) -> Execution:
         InputError: this machine cannot compute in the precision that the checkpoint was trained in.
     """
     target, machine = steps[-1], inspect_machine(settings)
-    apart = {"home": settings.home / "reproductions" / target.name, "remote": None}
-    apart |= {"machines": 1}  # others join the usual root only
+    home = settings.home / "reproductions" / target.name
+    apart = {"home": home, "remote": None, "machines": 1}  # others join the usual root only
     return Execution(
         settings=settings.model_copy(update=apart),
         machine=machine,
