@@ -40,8 +40,8 @@ test-e2e: install
 
 # Every fault at every moment, with a table at the end: about half an hour.
 test-faults: install
-	$(BIN)/pytest tests/test_faults.py tests/test_worker.py tests/test_out_of_memory.py tests/test_processes.py tests/test_machines.py \
-	  tests/test_remote.py tests/test_remote_folders.py \
+	$(BIN)/pytest tests/test_faults.py tests/test_worker.py tests/test_out_of_memory.py tests/test_processes.py \
+	  tests/test_machines.py tests/test_remote.py tests/test_remote_folders.py \
 	  tests/test_remote_runs.py -m slow
 
 check: install
