@@ -323,6 +323,7 @@ def sft_flow(stage: TrainingInput, execution: Execution) -> Checkpoint:
     return train_sft.submit(stage, execution).result()
 
 
+@pytest.mark.slow
 @pytest.mark.faults
 def test_a_run_waits_for_a_machine_that_was_told_to_stop(
     finished_run: tuple[Path, RunRecord], recipe: Recipe, tmp_path: Path
