@@ -17,7 +17,7 @@ from models.stages import BaseModelInput
 from tasks.base_model_check import locate
 from tasks.child import run_in_child
 from tasks.child_main import ChildOptions
-from tasks.core.entry import measure_rows
+from tasks.core.entry import measure_rows, render
 from tasks.data.card import write_card
 from tasks.data.checking import kept_apart, wanted_rows
 from tasks.data.formats.reading import Role
@@ -113,9 +113,13 @@ def _as_the_model_sees(
     base = ArtifactStore(execution.settings.home).folder("base", stage.id)
     if not base.is_dir() or is_pruned(base):
         return {}
+    known = ready.prepared.tokens  # where a rule asks for them, they were counted as the rows were read
+    if known:
+        row = (first_row(ready.folder), base, None)
+        return {"example": run_in_child(render, row, options, lambda report: None, teller.line), "tokens": known}
     asked = (ready.folder, base, cleaning.max_tokens)
     example, tokens = run_in_child(measure_rows, asked, options, lambda report: None, teller.line)
-    return {"example": example, "tokens": ready.prepared.tokens or tokens}
+    return {"example": example, "tokens": tokens}
 
 
 def _card(source: DatasetSource, role: Role, system_prompt: str | None, ready: Ready) -> SnapshotCard:
