@@ -15,6 +15,7 @@ from prefect.artifacts import (
     create_progress_artifact,
     update_progress_artifact,
 )
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.logging import get_run_logger
 
 from models.alarms import Alarm
@@ -179,7 +180,8 @@ def publish(create: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     try:
         return create(*arguments, **options)
     except Exception as error:
-        _outage.until = time.monotonic() + _SECONDS_OF_SILENCE
+        if not isinstance(error, PrefectHTTPStatusError | ValueError):  # those are answers, or never reached the API
+            _outage.until = time.monotonic() + _SECONDS_OF_SILENCE
         get_run_logger().warning("the Prefect API did not take an artifact: %s", error)
         return None
 

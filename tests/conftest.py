@@ -18,6 +18,7 @@ from models.recipe import Recipe
 from models.run import RunRecord
 from settings.machine import Machine
 from settings.settings import Settings
+from tasks import telling
 from tasks.execution import Execution
 from tasks.remote.objects import ObjectStore
 from tasks.remote.remote import Remote
@@ -75,6 +76,12 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     terminalreporter.write_line(
         f"{len(rows)} faults; {sum(lost for *_, lost in rows)} steps lost in all, at most {most}"
     )
+
+
+@pytest.fixture(autouse=True)
+def heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Prefect API is asked anew in each test, whether or not there was one in the test before."""
+    monkeypatch.setattr(telling, "_outage", telling._Outage())
 
 
 @pytest.fixture(scope="session")

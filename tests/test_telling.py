@@ -9,8 +9,10 @@ from base64 import b64decode
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from prefect import flow, get_client, task
+from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
 
 from models.artifacts import Checkpoint
@@ -25,7 +27,8 @@ from tasks.printed import MOST_LINES
 from tasks.reporting.lineage_page import render_drawing, render_lineage
 from tasks.stage import run_stage
 from tasks.store import ArtifactStore, read_manifest
-from tasks.telling import Teller
+from tasks.telling import Teller, publish
+from tests.operating import free_port
 from tests.test_contracts import INPUTS
 
 pytestmark = pytest.mark.slow
@@ -49,6 +52,25 @@ def policy(finished_run: tuple[Path, RunRecord]) -> Path:
     """The folder of the finished run's last policy."""
     (path,) = finished_run[0].glob("checkpoints/grpo-*")
     return path
+
+
+@flow
+def publishing(key: str) -> bool:
+    """Whether the API took an artifact."""
+    return bool(publish(create_markdown_artifact, "some text", key=key))
+
+
+def test_an_artifact_that_is_refused_silences_none_after_it(prefect_api: None) -> None:
+    assert [publishing(key) for key in ("No Key", "a-key")] == [False, True]
+
+
+def test_an_api_that_does_not_answer_is_left_alone(prefect_api: None) -> None:
+    @flow
+    def unheard() -> None:
+        publish(httpx.get, f"http://127.0.0.1:{free_port()}/api")
+
+    unheard()
+    assert not publishing("a-key")
 
 
 def test_the_graph_is_an_image_in_the_ui(policy: Path, finished_run: tuple[Path, RunRecord]) -> None:
