@@ -11,7 +11,7 @@ from models.stages import EvaluationInput
 from tasks.child import run_in_child
 from tasks.child_main import ChildOptions
 from tasks.core import entry
-from tasks.core.plan import BATCH_TOKENS
+from tasks.core.plan import EvaluationPlan
 from tasks.data.checking import cleaning_of
 from tasks.dataset import prepare_dataset
 from tasks.evaluate import held_out
@@ -47,7 +47,7 @@ def measure(
     for stage, path in models.items():
         judged = Checkpoint(path=path, fingerprint="0" * 64, stage=stage, precision=execution.precision)
         asked = EvaluationInput(checkpoint=judged, **heldout)
-        call, options = (asked, "cpu", BATCH_TOKENS, folder / stage), ChildOptions(threads=execution.threads)
+        call, options = (asked, EvaluationPlan(device="cpu"), folder / stage), ChildOptions(threads=execution.threads)
         result = run_in_child(entry.evaluate, call, options, lambda report: None, lambda line: None)
         figures = {f"{stage}: {name.replace('_', ' ')}": getattr(result, name) for name in FIGURES}
         found |= {name: figure for name, figure in figures.items() if figure}

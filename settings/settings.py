@@ -75,8 +75,8 @@ class Settings(BaseSettings):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same weights."""
     share_prompts: bool = True
-    """Compute once what rows of a micro-batch begin with, such as the prompt of several completions: less time and
-    memory, the same weights up to rounding."""
+    """Compute once what rows of a batch begin with, such as the prompt of several completions: less time and memory,
+    the same weights and figures up to rounding."""
     memory_limit_bytes: int | None = Field(None, ge=2**28)
     """Host memory that each process of a stage may allocate, so that mistakes spare the machine; default: no limit."""
     stage_timeout_seconds: float | None = Field(None, gt=0)

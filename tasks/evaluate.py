@@ -20,7 +20,7 @@ from models.stages import EvaluationInput, HeldOutSet
 from tasks.child import run_in_child
 from tasks.child_main import ChildOptions
 from tasks.core import entry
-from tasks.core.plan import BATCH_TOKENS
+from tasks.core.plan import BATCH_TOKENS, EvaluationPlan
 from tasks.execution import Execution
 from tasks.files import file_digest
 from tasks.making import find_or_make
@@ -129,10 +129,14 @@ def _measure_and_publish(
         )  # fmt: skip
     folder = store.partial("evaluation", name)
     attempt = task_run.run_count or 1
-    batch_tokens = BATCH_TOKENS // 2 ** (attempt - 1)
+    plan = EvaluationPlan(
+        device=execution.machine.device,
+        batch_tokens=BATCH_TOKENS // 2 ** (attempt - 1),
+        share_prompts=execution.settings.share_prompts,
+    )
     result: EvaluationResult = run_in_child(
         entry.evaluate,
-        (stage, execution.machine.device, batch_tokens, folder),
+        (stage, plan, folder),
         options,
         teller.report,
         teller.line,

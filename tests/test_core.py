@@ -30,7 +30,7 @@ from tasks.core import entry
 from tasks.core.generation import ChatModel, chat_generate, generate, load_chat
 from tasks.core.loading import load_policy, load_scorer, load_tokenizer, training_dataset
 from tasks.core.lora import write_model
-from tasks.core.plan import TrainingPlan, TrainingResult
+from tasks.core.plan import EvaluationPlan, TrainingPlan, TrainingResult
 from tasks.core.scoring import Dialog, dialog, divergences, log_likelihoods
 from tasks.core.sft import sft_arguments
 from tasks.core.statistics import mean_reward, proportion
@@ -162,7 +162,7 @@ class Laboratory:
             reward_model=reward_model,
             seed=1,
         )
-        return entry.evaluate(stage, "cpu", 8192, self.folder / "evaluation", silent)
+        return entry.evaluate(stage, EvaluationPlan(device="cpu"), self.folder / "evaluation", silent)
 
 
 @pytest.fixture(scope="module")

@@ -19,10 +19,11 @@ from models.recipe import LoRA, Quantization
 from models.sources import DatasetSource
 from models.stages import DPOInput, GRPOInput, RewardInput, SFTInput, TrainingInput
 from tasks.core import entry
-from tasks.core.loading import load_policy
+from tasks.core.loading import load_policy, load_tokenizer
 from tasks.core.lora import lora_config
 from tasks.core.plan import TrainingPlan
 from tasks.core.prefix_tree import pack
+from tasks.core.scoring import Dialog, divergences, log_likelihoods, reward_scores
 from tasks.core.shared_prompts import share_prompts
 from tasks.data.formats.reading import Role
 from tests.prepared import frozen
@@ -275,6 +276,41 @@ def test_scores_of_a_reward_model_are_the_same() -> None:
     assert seen[-1] < rows["input_ids"].numel()
     torch.testing.assert_close(ours[0], theirs[0], atol=1e-5, rtol=0)
     assert relative(ours[1], theirs[1]) < 1e-5
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_replies_are_scored_the_same(name: str, tiny_model: Path) -> None:
+    tokenizer = load_tokenizer(tiny_model)
+    prompts = [list(range(1, 20)), list(range(1, 15)) + [7] * 9]
+    replies = [[9, 8, 7], [9, 8, 1, 2], [5], [6] * 12]
+    dialogs = [Dialog(prompt + reply, len(prompt)) for prompt in prompts for reply in replies]
+
+    def figures(prepare: Callable[[Any], Any]) -> tuple[list[list[float]], list[int]]:
+        policy, other = (prepare(build(name, attention_bias=bias).eval()) for bias in (False, True))
+        scorer = prepare(build("Llama", "ForSequenceClassification", num_labels=1).eval())
+        seen = tokens_computed(policy)
+        found = [
+            log_likelihoods(policy, tokenizer, dialogs),
+            divergences(policy, other, tokenizer, dialogs),
+            reward_scores(scorer, tokenizer, dialogs),
+        ]
+        return found, seen
+
+    (ours, seen), (theirs, usual) = figures(shared), figures(lambda model: model)
+    assert max(seen[-2:]) < min(usual)
+    for mine, plain in zip(ours, theirs, strict=True):
+        assert mine == pytest.approx(plain, abs=1e-4)
+
+
+def test_an_encoder_scores_as_ever(capsys: Any) -> None:
+    """Its tokens see those after them."""
+    torch.manual_seed(0)
+    config = transformers.BertConfig(**SIZES, num_attention_heads=4, num_labels=1)
+    model = transformers.BertForSequenceClassification(config).eval()
+    rows = {name: RAGGED[name] for name in ("input_ids", "attention_mask")}
+    expected = model(**rows).logits
+    torch.testing.assert_close(shared(model)(**rows, use_cache=False).logits, expected)
+    assert "prompts are not shared" in capsys.readouterr().out
 
 
 STEPS = 20

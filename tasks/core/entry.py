@@ -13,7 +13,7 @@ from models.recipe import Quantization
 from models.scorer import ScorerInput
 from models.sources import BaseModelSource, RowSource
 from models.stages import BaseModelInput, DPOInput, EvaluationInput, GRPOInput, RewardInput, SFTInput
-from tasks.core.plan import Footprint, StageShape, TrainingPlan, TrainingResult
+from tasks.core.plan import EvaluationPlan, Footprint, StageShape, TrainingPlan, TrainingResult
 
 if TYPE_CHECKING:
     from tasks.core.lora import Task
@@ -110,13 +110,11 @@ def compare_weights(model: Path, reference: Path, report: "Report") -> float:
     return relative_difference(model, reference)
 
 
-def evaluate(
-    stage: EvaluationInput, device: str, batch_tokens: int, folder: Path, report: "Report"
-) -> EvaluationResult:
+def evaluate(stage: EvaluationInput, plan: EvaluationPlan, folder: Path, report: "Report") -> EvaluationResult:
     """See `tasks.core.evaluation`."""
     from tasks.core.evaluation import evaluate_model
 
-    return evaluate_model(stage, device, batch_tokens, folder, report)
+    return evaluate_model(stage, plan, folder, report)
 
 
 def convert_weights(source: Path, is_scorer: bool, precision: Precision, folder: Path, report: "Report") -> float:

@@ -19,7 +19,9 @@ from tasks.core import statistics
 from tasks.core.columns import flat
 from tasks.core.generation import ChatModel, Reply, generate
 from tasks.core.loading import DTYPES, load_policy, load_scorer, load_tokenizer, read_snapshot
+from tasks.core.plan import EvaluationPlan
 from tasks.core.scoring import Dialog, dialog, divergences, log_likelihoods, prompt_tokens, reward_scores
+from tasks.core.shared_prompts import share_prompts
 from tasks.core.trainer import Report
 from tasks.core.verifiers import verify
 from tasks.core.verifiers.expected import accepted
@@ -29,20 +31,17 @@ _REPEATED_TOKENS = 3
 """Size of the groups of tokens whose repetition is counted."""
 
 
-def evaluate_model(
-    stage: EvaluationInput, device: str, batch_tokens: int, folder: Path, report: Report
-) -> EvaluationResult:
+def evaluate_model(stage: EvaluationInput, plan: EvaluationPlan, folder: Path, report: Report) -> EvaluationResult:
     """Measure a policy on prompts and pairs, or a reward model on pairs; the result is written to `folder` too.
 
     Args:
         stage: The model, and what to measure on which rows.
-        device: Where to compute.
-        batch_tokens: Tokens, with padding, that one batch may hold.
+        plan: Where and how to compute.
         folder: Where the result is written.
         report: Gets progress.
     """
     started = time.monotonic()
-    bench = _Bench(stage, device, batch_tokens, report)
+    bench = _Bench(stage, plan, report)
     figures = _measure(bench, stage.prompts, stage.preferences, stage.spec.verifier)
     sets = {one.name: _measure(bench, one.prompts, one.preferences, one.verifier) for one in stage.sets}
     harness = _harness(bench, stage.spec.harness) if stage.spec.harness and not bench.is_scorer else {}
@@ -56,8 +55,8 @@ def evaluate_model(
 class _Bench:
     """The models that take part in an evaluation, each loaded once, and how they compute."""
 
-    def __init__(self, stage: EvaluationInput, device: str, batch_tokens: int, report: Report) -> None:
-        self.stage, self.batch_tokens, self.report, self._device = stage, batch_tokens, report, device
+    def __init__(self, stage: EvaluationInput, plan: EvaluationPlan, report: Report) -> None:
+        self.stage, self.batch_tokens, self.report, self._plan = stage, plan.batch_tokens, report, plan
         self.is_scorer = stage.checkpoint.stage == "reward"
         self.judged = self._load(stage.checkpoint)
         self.parent = self._load(stage.parent) if stage.parent else None
@@ -65,7 +64,9 @@ class _Bench:
 
     def _load(self, checkpoint: Checkpoint) -> "_Model":
         load = load_scorer if checkpoint.stage == "reward" else load_policy
-        model = load(checkpoint.path, DTYPES[checkpoint.precision], self._device).eval()
+        model = load(checkpoint.path, DTYPES[checkpoint.precision], self._plan.device).eval()
+        if self._plan.share_prompts:
+            share_prompts(model)
         return _Model(model, load_tokenizer(checkpoint.path))
 
     def replies(self, phase: str, rows: Sequence[Row], **options: Any) -> list[list[Reply]]:

@@ -101,7 +101,8 @@ class _Scorer(nn.Module):
         """Scores as `logits` of (batch, 1)."""
 
         def scores(rows: Sequence[int]) -> list[torch.Tensor]:
-            return list(self.model(**{name: tensor[list(rows)] for name, tensor in inputs.items()}).logits)
+            chosen = {name: tensor[list(rows)] for name, tensor in inputs.items()}
+            return list(self.model(**chosen, use_cache=False).logits)
 
         return SequenceClassifierOutput(logits=torch.stack(in_parts(scores, range(len(inputs["input_ids"])))))
 
@@ -172,8 +173,10 @@ def _rewards(stage: GRPOInput, plan: TrainingPlan) -> tuple[list[RewardTerm], li
     for reward in stage.hyperparameters.rewards:
         if reward.kind == "reward_model":
             path = _checked_reward_model(stage, reward)
-            scorer = load_scorer(path, DTYPES[stage.precision], plan.device)
-            functions.append(_Scorer(scorer).requires_grad_(False).eval())
+            scorer = load_scorer(path, DTYPES[stage.precision], plan.device).requires_grad_(False).eval()
+            if plan.share_prompts:
+                share_prompts(scorer)
+            functions.append(_Scorer(scorer))
             tokenizers.append(load_tokenizer(path))
         elif reward.kind == "function":
             functions.append(user_reward(reward, stage.functions.get(reward.label)))

@@ -61,6 +61,17 @@ class TrainingPlan(Contract):
     """How vLLM generates GRPO's completions; none: Transformers does."""
 
 
+class EvaluationPlan(Contract):
+    """How a model is measured on a machine."""
+
+    device: Literal["cpu", "cuda", "mps"]
+    """Device to compute on."""
+    batch_tokens: int = BATCH_TOKENS
+    """Prompt and reply tokens, with padding, that one batch may hold."""
+    share_prompts: bool = False
+    """Compute a prompt once for all replies of a batch that have it."""
+
+
 class TrainingResult(Contract):
     """What a training process hands back; the model itself lies in the workspace's `model` folder."""
 

@@ -65,7 +65,8 @@ def reward_scores(
     scorer.config.pad_token_id = tokenizer.pad_token_id
 
     def scores(some: Sequence[Dialog]) -> list[float]:
-        found: list[float] = scorer(**_padded(tokenizer, some, scorer.device)).logits[:, 0].float().tolist()
+        batch = _padded(tokenizer, some, scorer.device)
+        found: list[float] = scorer(**batch, use_cache=False).logits[:, 0].float().tolist()
         return found
 
     return _in_batches(dialogs, scores, batch_tokens)
@@ -79,8 +80,9 @@ def log_likelihoods(
 ) -> list[float]:
     """Log-likelihood of each reply given its prompt, in nats, summed over its tokens."""
 
-    def of_tokens(batch: Any) -> torch.Tensor:
-        return _next_tokens(policy, batch).gather(-1, batch["input_ids"][:, 1:].unsqueeze(-1)).squeeze(-1)
+    def of_tokens(batch: Any, columns: torch.Tensor) -> torch.Tensor:
+        said = batch["input_ids"][:, columns + 1].unsqueeze(-1)
+        return _next_tokens(policy, batch, columns).gather(-1, said).squeeze(-1)
 
     # Logits take much more than keys and values do.
     return _summed_over_replies(tokenizer, dialogs, of_tokens, policy.device, batch_tokens // 2)
@@ -95,8 +97,8 @@ def divergences(
 ) -> list[float]:
     """KL(policy || reference) of the next token, in nats, summed over each reply's tokens."""
 
-    def of_tokens(batch: Any) -> torch.Tensor:
-        ours, theirs = _next_tokens(policy, batch), _next_tokens(reference, batch)
+    def of_tokens(batch: Any, columns: torch.Tensor) -> torch.Tensor:
+        ours, theirs = _next_tokens(policy, batch, columns), _next_tokens(reference, batch, columns)
         return (ours.exp() * (ours - theirs)).sum(-1)
 
     return _summed_over_replies(tokenizer, dialogs, of_tokens, policy.device, batch_tokens // 4)
@@ -105,15 +107,17 @@ def divergences(
 def _summed_over_replies(
     tokenizer: PreTrainedTokenizerBase,
     dialogs: Sequence[Dialog],
-    of_tokens: Callable[[Any], torch.Tensor],
+    of_tokens: Callable[[Any, torch.Tensor], torch.Tensor],
     device: Any,
     batch_tokens: int,
 ) -> list[float]:
-    """The sum over each reply's tokens of a quantity that `of_tokens` gives as (batch, tokens - 1)."""
+    """The sum over each reply's tokens of what `of_tokens` gives, for a batch, of the tokens after some columns."""
 
     def sums(some: Sequence[Dialog]) -> list[float]:
         batch = _padded(tokenizer, some, device)
-        found: list[float] = (of_tokens(batch) * _in_reply(some, batch)).sum(-1).tolist()
+        in_reply = _in_reply(some, batch)
+        columns = in_reply.any(0).nonzero().squeeze(1)
+        found: list[float] = (of_tokens(batch, columns) * in_reply[:, columns]).sum(-1).tolist()
         return found
 
     return _in_batches(dialogs, sums, batch_tokens)
@@ -124,10 +128,10 @@ def _padded(tokenizer: PreTrainedTokenizerBase, dialogs: Sequence[Dialog], devic
     return tokenizer.pad({"input_ids": tokens}, padding_side="right", return_tensors="pt").to(device)
 
 
-def _next_tokens(model: PreTrainedModel, batch: Any) -> torch.Tensor:
-    """Log-probabilities of every token but the first, as (batch, tokens - 1, vocabulary)."""
-    logits: torch.Tensor = model(**batch).logits
-    return logits[:, :-1].float().log_softmax(-1)
+def _next_tokens(model: PreTrainedModel, batch: Any, columns: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of the tokens after those of some columns, as (batch, columns, vocabulary)."""
+    logits: torch.Tensor = model(**batch, logits_to_keep=columns, use_cache=False).logits
+    return logits.float().log_softmax(-1)
 
 
 def _in_reply(dialogs: Sequence[Dialog], batch: Any) -> torch.Tensor:
@@ -142,11 +146,18 @@ def _in_reply(dialogs: Sequence[Dialog], batch: Any) -> torch.Tensor:
 def _in_batches(
     dialogs: Sequence[Dialog], compute: Callable[[Sequence[Dialog]], list[Result]], batch_tokens: int
 ) -> list[Result]:
-    """A result for each conversation, computed in batches of similar length, the longest ones first."""
-    order = sorted(range(len(dialogs)), key=lambda index: len(dialogs[index].tokens))
+    """A result for each conversation, computed in batches of similar length, the longest ones first.
+
+    Those with the same prompt lie side by side, so that a model that computes it once finds them together.
+    """
+    prompts = [tuple(one.tokens[: one.start]) for one in dialogs]
+    longest_of: dict[tuple[int, ...], int] = {}
+    for prompt, one in zip(prompts, dialogs, strict=True):
+        longest_of[prompt] = max(longest_of.get(prompt, 0), len(one.tokens))
+    order = sorted(range(len(dialogs)), key=lambda index: (longest_of[prompts[index]], prompts[index]))
     found: dict[int, Result] = {}
     while order:
-        longest = len(dialogs[order[-1]].tokens)
+        longest = longest_of[prompts[order[-1]]]
         batch = [order.pop() for _ in range(min(len(order), max(1, batch_tokens // longest)))]
         found |= dict(zip(batch, in_parts(compute, [dialogs[index] for index in batch]), strict=True))
     return [found[index] for index in range(len(dialogs))]

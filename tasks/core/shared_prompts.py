@@ -37,13 +37,13 @@ _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 def share_prompts(*models: torch.nn.Module | None) -> None:
     """Have models compute once what rows of a micro-batch have in common at their beginnings.
 
-    It changes their forward pass, as TRL does for scores, in training alone: generation stays as it is. Two rows that
-    part midway go through a model in both ways first. Where the states differ by more than rounding explains, or the
-    model does not take such rows, TRL's way is kept and the log says so.
+    It changes their forward pass, as TRL does for scores, where no cache is asked for: generation stays as it is. Two
+    rows that part midway go through a model in both ways first. Where the states differ by more than rounding explains,
+    or the model does not take such rows, TRL's way is kept and the log says so.
 
     Args:
         models: As a trainer holds them: the policy with its adapter, or the model and the reference that is its copy,
-            where there is one.
+            where there is one; or models that are not trained.
     """
     for model in models:
         if model is None:
@@ -204,15 +204,13 @@ def _score_completions_alone(model: PreTrainedModel, backbone: _Backbone) -> Non
     own = model.forward
 
     @wraps(own)
-    def forward(
-        _: PreTrainedModel, *arguments: Any, fused_lm_head: bool = False, labels: Any = None, **options: Any
-    ) -> Any:
-        if not fused_lm_head or labels is None or not (labels[:, 1:] != -100).any():
-            return own(*arguments, fused_lm_head=fused_lm_head, labels=labels, **options)
+    def forward(_: PreTrainedModel, *arguments: Any, labels: Any = None, **options: Any) -> Any:
+        if not options.get("fused_lm_head") or labels is None or not (labels[:, 1:] != -100).any():
+            return own(*arguments, labels=labels, **options)
         scored = labels[:, 1:] != -100
         wanted = torch.nn.functional.pad(scored, (0, 1))  # the state of a token scores the one after it
         with backbone.handing_back(wanted):
-            outputs = own(*arguments, fused_lm_head=True, shift_labels=labels[:, 1:][scored].unsqueeze(0), **options)
+            outputs = own(*arguments, shift_labels=labels[:, 1:][scored].unsqueeze(0), **options)
         return _spread(outputs, scored)
 
     model.forward = MethodType(forward, model)
