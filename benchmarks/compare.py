@@ -1,11 +1,17 @@
 """The pipeline and a plain TRL script in turn, round by round; per-stage ratios and, last, `total ratio X`.
 
-Each round trains the quickstart's four stages from the same converted base model, with a seed of its own, once by
+    python -m benchmarks.compare [--shape quickstart|gsm8k|hh] [--seeds 1 2 3] [--peer llamafactory-cli]
+
+Each round trains a recipe's four stages from the same converted base model, with a seed of its own, once by
 `align run` in an empty artifact root and once by `plain_trl.py`, both as whole processes. Left out on both sides:
 converting the base model, evaluation and report. A ratio below 1 means that the pipeline was faster. A stage's time is
 all that it takes: loading, training, merging, writing and, for the pipeline, reading back and comparing. The total is
 wall time from the start of the process to the last checkpoint, imports and Prefect's start included; the pipeline
-trains reward model and DPO side by side, so its total is less than the sum of its stages.
+trains reward model and DPO side by side, so its total is less than the sum of its stages. Memory is the largest
+resident set while a stage trains: the training process's own, and the plain script's, in which all stages take turns.
+
+LLaMA-Factory joins where its command is given: SFT, reward model and DPO, each a process, imports included, and
+processes that merge.
 
 Both sides' checkpoints are then judged on the recipe's held-out rows. Where a figure differs by more than the 95 %
 intervals, one side has learned something else, and the exit code is 1.
@@ -13,58 +19,66 @@ intervals, one side has learned something else, and the exit code is 1.
 # ruff: noqa: T201 - a benchmark prints
 
 import argparse
-import json
 import os
-import shutil
-import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 from benchmarks.heldout import apart, held_out_rows, measure
+from benchmarks.shapes import SHAPES, write_recipe
+from benchmarks.sides import STAGES, Side, run_peer, run_pipeline, run_plain
 from flows.session import PREFECT_DEFAULTS
 from models.artifacts import Stage
-from settings.recipes import load_recipe
+from settings.recipes import load_recipe, shipped_recipes
 from settings.settings import Settings
 from tasks.base_model import prepare_base_model
 from tasks.execution import plan_execution
 from tasks.store import ArtifactStore
 
-STAGES: tuple[Stage, ...] = ("sft", "reward", "dpo", "grpo")
-_HERE = Path(__file__).parent
-Seconds = dict[str, float]
-"""Seconds by stage, and `total`."""
+Round = dict[str, Side]
+"""What each side took, by its name."""
 
 
 def main() -> int:
     """Run the rounds and print medians and ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="quickstart", choices=["quickstart", *SHAPES], help="lengths of the rows")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="one round a seed (default: 1 2 3)")
+    parser.add_argument(
+        "--peer", type=Path, help="`llamafactory-cli` of an environment of its own, to compare with too"
+    )
     parser.add_argument("--keep", type=Path, help="keep the artifact roots and logs in this folder")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = (options.keep or Path(scratch)).absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        rounds, differing = _rounds(options.seeds, folder)
-    _print_table([ours for ours, _ in rounds], [plain for _, plain in rounds])
+        named = shipped_recipes().get(options.shape)
+        recipe = named or write_recipe(options.shape, folder / "shape")
+        sides = {"ours": run_pipeline, "plain": run_plain}
+        sides |= {"peer": partial(run_peer, options.peer)} if options.peer else {}
+        rounds, differing = _rounds(sides, recipe, options.seeds, folder)
+    _print_table(rounds)
     for line in differing:
         print(f"learned something else: {line}")
     return 1 if differing else 0
 
 
-def _rounds(seeds: list[int], folder: Path) -> tuple[list[tuple[Seconds, Seconds]], list[str]]:
-    """The seconds of both sides in each round, and the figures that differ."""
+def _rounds(
+    sides: Mapping[str, Callable[..., Side]], recipe_file: Path, seeds: list[int], folder: Path
+) -> tuple[list[Round], list[str]]:
+    """What the sides took in each round, and the figures in which ours and the plain script's differ."""
     for variable, value in PREFECT_DEFAULTS.items():
         os.environ.setdefault(variable, value)
-    recipe = load_recipe("quickstart")
+    recipe = load_recipe(str(recipe_file))
     execution = plan_execution(recipe, Settings(home=folder / "base-home"))
     base = prepare_base_model(recipe.base_model, execution, return_state=True).result().path
     heldout = held_out_rows(recipe, execution)
     rounds, differing = [], []
     for seed in seeds:
-        rounds.append(_round(seed, base, folder))
+        rounds.append(_round(sides, recipe_file, seed, base, folder))
         models = (_our_models(seed, folder), _plain_models(seed, folder))
         ours, plain = (measure(side, heldout, execution, folder / "judged") for side in models)
         for name, mine in ours.items():
@@ -82,55 +96,36 @@ def _plain_models(seed: int, folder: Path) -> dict[Stage, Path]:
     return {stage: folder / f"plain-{seed}" / stage for stage in STAGES}
 
 
-def _round(seed: int, base: Path, folder: Path) -> tuple[Seconds, Seconds]:
-    sides = {"ours": _run_pipeline, "plain": _run_plain}
-    order = sorted(sides, reverse=seed % 2 == 0)  # who goes first changes from round to round
-    seconds_of = {name: sides[name](seed, base, folder / f"{name}-{seed}") for name in order}
-    for name, seconds in seconds_of.items():
-        print(
-            f"round {seed} {name:6}",
-            "  ".join(f"{stage} {value:.1f} s" for stage, value in seconds.items()),
-            flush=True,
-        )
-    return seconds_of["ours"], seconds_of["plain"]
+def _round(sides: Mapping[str, Callable[..., Side]], recipe: Path, seed: int, base: Path, folder: Path) -> Round:
+    names = sorted(sides, reverse=seed % 2 == 0)  # who goes first changes from round to round
+    took = {name: sides[name](recipe, seed, base, folder / f"{name}-{seed}") for name in names}
+    for name, side in took.items():
+        figures = "  ".join(f"{stage} {seconds:.1f} s" for stage, seconds in side.seconds.items())
+        print(f"round {seed} {name:6} {figures}", flush=True)
+    return took
 
 
-def _run_pipeline(seed: int, base: Path, home: Path) -> Seconds:
-    """`align run quickstart` in an artifact root that holds nothing but the base model."""
-    shutil.copytree(base, home / "base" / base.name)
-    started = time.time()
-    _run([str(Path(sys.executable).parent / "align"), "run", "quickstart", "--seed", str(seed)], home, home)
-    manifests = {
-        manifest.identity["stage"]: (path, manifest) for path, manifest in ArtifactStore(home).manifests("checkpoint")
-    }
-    seconds = {stage: manifests[stage][1].metrics["seconds"] for stage in STAGES}
-    finished = max((path / "manifest.json").stat().st_mtime for path, _ in manifests.values())
-    return seconds | {"total": finished - started}
-
-
-def _run_plain(seed: int, base: Path, folder: Path) -> Seconds:
-    """The plain script, which writes its seconds by stage to a file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    started = time.time()
-    _run([sys.executable, str(_HERE / "plain_trl.py"), str(base), str(folder), str(seed)], folder, folder)
-    seconds: Seconds = json.loads((folder / "seconds.json").read_text())
-    return seconds | {"total": (folder / "seconds.json").stat().st_mtime - started}
-
-
-def _run(command: list[str], folder: Path, home: Path) -> None:
-    environment = os.environ | {"ALIGN_HOME": str(home), "HF_HUB_OFFLINE": "1"}
-    with (folder / "output.txt").open("w") as output:
-        subprocess.run(command, env=environment, stdout=output, stderr=subprocess.STDOUT, check=True)  # noqa: S603
-
-
-def _print_table(ours: list[Seconds], plain: list[Seconds]) -> None:
-    print(f"\n{'stage':8}{'ours (median s)':>18}{'plain (median s)':>18}{'ratio (median)':>16}{'min':>8}{'max':>8}")
-    for name in (*STAGES, "total"):
-        ratios = sorted(mine[name] / theirs[name] for mine, theirs in zip(ours, plain, strict=True))
-        mine, theirs = median(one[name] for one in ours), median(one[name] for one in plain)
-        print(f"{name:8}{mine:18.1f}{theirs:18.1f}{median(ratios):16.2f}{ratios[0]:8.2f}{ratios[-1]:8.2f}")
-    total = median(mine["total"] / theirs["total"] for mine, theirs in zip(ours, plain, strict=True))
+def _print_table(rounds: list[Round]) -> None:
+    """Medians of seconds and memory, and our share of the plain script's seconds."""
+    names = [name for name in ("ours", "plain", "peer") if name in rounds[0]]
+    heads = ["", *(f"{name} in s" for name in names), "ratio", "least", "most", *(f"{name} in GB" for name in names)]
+    print(f"\n| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
+    for stage in (*STAGES, "total"):
+        ratios = sorted(each["ours"].seconds[stage] / each["plain"].seconds[stage] for each in rounds)
+        cells = [
+            stage,
+            *(_median([each[name].seconds.get(stage) for each in rounds]) for name in names),
+            *(f"{ratio:.2f}" for ratio in (median(ratios), ratios[0], ratios[-1])),
+            *(_median([each[name].peak_gb.get(stage) for each in rounds]) for name in names),
+        ]
+        print(f"| {' | '.join(cells)} |")
+    total = median(each["ours"].seconds["total"] / each["plain"].seconds["total"] for each in rounds)
     print(f"\ntotal ratio {total:.2f}")
+
+
+def _median(figures: Sequence[float | None]) -> str:
+    told = [figure for figure in figures if figure is not None]
+    return f"{median(told):.1f}" if told else ""
 
 
 if __name__ == "__main__":

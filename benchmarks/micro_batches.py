@@ -1,27 +1,25 @@
-"""Prompts computed once against TRL's way, in turn: forward and backward pass of a micro-batch.
-
-    python -m benchmarks.shared_prompt [--precision bf16] [--rounds 3] [--only GRPO]
+"""Forward and backward pass of a micro-batch in TRL's way and with common beginnings computed once, in turn.
 
 The model has SmolLM2-135M's shape with random weights and a LoRA adapter. DPO's time includes the reference's forward
-pass. Times are those of the processor, with one thread, which other work on the machine disturbs least. Prints a table
-in Markdown: medians, the fastest and slowest round, and how far log-probabilities (or scores) and gradients are apart.
+pass. Times are those of the processor, with one thread, which other work on the machine disturbs least.
 """
-# ruff: noqa: T201 - a benchmark prints
 
-import argparse
 import random
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel, get_peft_model
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 from trl.trainer.utils import add_fused_lm_head
 
 from models.recipe import LoRA
 from tasks.core.lora import lora_config
+from tasks.core.prefix_tree import pack
 from tasks.core.shared_prompts import share_prompts
 
 SMOLLM2 = {
@@ -50,58 +48,90 @@ class Case(NamedTuple):
     common: int = 0
 
 
-CASES = (
-    Case("GRPO, quickstart", "grpo", (42, 42), (4, 4), (8,) * 4),
-    Case("GRPO, GSM8K", "grpo", (100, 100), (50, 200), (8,)),
-    Case("GRPO, GSM8K, 8 rows of 4 groups", "grpo", (80, 120), (50, 200), (3, 2, 2, 1)),
-    Case("GRPO, 8 prompts of their own", "grpo", (80, 120), (50, 200), (1,) * 8),
-    Case("DPO, HH", "dpo", (130, 200), (60, 130), (2,) * 2),
-    Case("DPO, UltraFeedback", "dpo", (60, 120), (200, 350), (2,) * 2),
-    Case("reward model, HH", "reward", (130, 200), (60, 130), (2,) * 2),
-    Case("reward model, HH, system prompt of 100", "reward", (130, 200), (60, 130), (2,) * 2, 100),
-)
+class Measured(NamedTuple):
+    """What a micro-batch took on both sides."""
+
+    shape: tuple[int, int]
+    """Rows and tokens of a row, with padding."""
+    needed: int
+    """Tokens with a past of their own."""
+    computed: dict[str, int]
+    """Tokens that went through the model, by side."""
+    seconds: dict[str, list[float]]
+    """Processor time of each round, by side."""
+    gflop: dict[str, float]
+    """Thousand million operations of matrix products of a round, attention left out, by side."""
+    off: float
+    """Largest difference of a log-probability or score."""
+    gradients_off: float
+    """Norm of the difference of all gradients, relative to TRL's."""
+
+    @property
+    def faster(self) -> float:
+        """How many times faster ours is, by medians."""
+        return median(self.seconds["theirs"]) / median(self.seconds["ours"])
+
+    def rate(self, side: str) -> float:
+        """Matrix products in GFLOP/s."""
+        return self.gflop[side] / median(self.seconds[side])
 
 
-def main() -> None:
-    """Measure every case and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--precision", default="fp32", choices=list(DTYPES))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", default="", help="cases whose names begin so")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    print("| micro-batch | rows x tokens | TRL in s | shared in s | times faster | log-probabilities | gradients |")
-    print("|---|---|---|---|---|---|---|")
-    for case in CASES:
-        if case.name.startswith(options.only):
-            print(compare(case, DTYPES[options.precision], options.rounds), flush=True)
-
-
-def compare(case: Case, dtype: torch.dtype, rounds: int) -> str:
-    """A line of the table."""
+def measure(case: Case, dtype: torch.dtype, rounds: int) -> Measured:
+    """Run a micro-batch on both sides, who goes first changing from round to round."""
     rows = micro_batch(case)
-    theirs, ours = (build(case.stage, dtype) for _ in range(2))
-    share_prompts(ours)
+    models = {"theirs": build(case.stage, dtype), "ours": build(case.stage, dtype)}
+    share_prompts(models["ours"])
     step = STEPS[case.stage]
-    seconds: dict[str, list[float]] = {"theirs": [], "ours": []}
-    turns = {"theirs": theirs, "ours": ours}
-    for model in turns.values():  # the first batch is computed in both ways
+    for model in models.values():  # the first batch is computed in both ways
         step(model, {name: tensor[:2, :64] for name, tensor in rows.items()})
+    seconds: dict[str, list[float]] = {side: [] for side in models}
     for index in range(rounds):
-        for name in turns if index % 2 else reversed(turns):
-            started = time.process_time()
-            step(turns[name], rows).sum().backward()  # type: ignore[no-untyped-call]
-            seconds[name].append(time.process_time() - started)
-    off = float((step(ours, rows) - step(theirs, rows)).detach().abs().max())
-    figures = f"{spread(seconds['theirs'])} | {spread(seconds['ours'])}"
-    faster = median(seconds["theirs"]) / median(seconds["ours"])
-    size = " x ".join(map(str, rows["input_ids"].shape))
-    return f"| {case.name} | {size} | {figures} | {faster:.2f} | {off:.1e} | {difference(ours, theirs):.1e} |"
+        for side in models if index % 2 else reversed(models):
+            seconds[side].append(processor_seconds(partial(_forth_and_back, step, models[side], rows)))
+    figures = [step(models[side], rows).detach() for side in models]
+    packing = pack(rows["input_ids"], rows["attention_mask"], SMOLLM2["hidden_size"])
+    size = rows["input_ids"].numel()
+    return Measured(
+        shape=(len(rows["input_ids"]), rows["input_ids"].shape[1]),
+        needed=_distinct(rows),
+        computed={"theirs": size, "ours": packing.input_ids.numel() if packing else size},
+        seconds=seconds,
+        off=float((figures[1] - figures[0]).abs().max()),
+        gradients_off=difference(models["ours"], models["theirs"]),
+        gflop={side: _gflop(partial(_forth_and_back, step, models[side], rows)) for side in models},
+    )
 
 
-def spread(seconds: list[float]) -> str:
-    """Median, fastest and slowest."""
-    return f"{median(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f})"
+def matrix_product_rate(dtype: torch.dtype, rows: int = 1024) -> float:
+    """GFLOP/s of this machine's matrix product at the size of a layer's widest one, the best of several."""
+    width, inner = SMOLLM2["hidden_size"], SMOLLM2["intermediate_size"]
+    one, other = torch.randn(rows, width, dtype=dtype), torch.randn(width, inner, dtype=dtype)
+    best = min(processor_seconds(lambda: [one @ other for _ in range(20)]) for _ in range(5))
+    return 20 * 2 * rows * width * inner / best / 1e9
+
+
+def processor_seconds(compute: Callable[[], Any]) -> float:
+    """Processor time of a call."""
+    started = time.process_time()
+    compute()
+    return time.process_time() - started
+
+
+def _forth_and_back(step: Any, model: Any, rows: Rows) -> None:
+    step(model, rows).sum().backward()
+
+
+def _gflop(compute: Callable[[], Any]) -> float:
+    with FlopCounterMode(display=False) as counter:
+        compute()
+    return float(counter.get_total_flops()) / 1e9
+
+
+def _distinct(rows: Rows) -> int:
+    """Tokens of all rows that differ in themselves or in what comes before."""
+    pairs = zip(rows["input_ids"], rows["attention_mask"].bool(), strict=True)
+    told = [tuple(row[mask].tolist()) for row, mask in pairs]
+    return len({row[:end] for row in told for end in range(1, len(row) + 1)})
 
 
 def build(stage: str, dtype: torch.dtype) -> PeftModel:
@@ -156,7 +186,7 @@ def micro_batch(case: Case) -> Rows:
 
 
 def log_probabilities(model: Any, rows: Rows) -> torch.Tensor:
-    """As GRPO asks for them."""
+    """As GRPO and SFT ask for them."""
     figures: torch.Tensor = model(**rows, use_cache=False, fused_lm_head=True).log_probs
     return figures
 
@@ -175,10 +205,8 @@ def scores(model: Any, rows: Rows) -> torch.Tensor:
 
 
 STEPS: dict[str, Callable[[Any, Rows], torch.Tensor]] = {
+    "sft": log_probabilities,
     "grpo": log_probabilities,
     "dpo": log_ratios,
     "reward": scores,
 }
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
-"""SFT, reward model, DPO and GRPO with plain TRL in one process: what the quickstart recipe trains, by hand.
+"""SFT, reward model, DPO and GRPO with plain TRL in one process: what a recipe trains, by hand.
 
-    python benchmarks/plain_trl.py BASE_MODEL_FOLDER OUTPUT_FOLDER SEED
+    python benchmarks/plain_trl.py RECIPE_FILE BASE_MODEL_FOLDER OUTPUT_FOLDER SEED
 
 Data, steps and hyperparameters are read from the recipe, so that both sides train the same.
 """
@@ -19,7 +19,7 @@ from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
-RECIPE = Path(__file__).parents[1] / "settings" / "recipes" / "quickstart.yaml"
+RECIPE = Path(sys.argv[1])
 LORA = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
 SAME_NAME = (
     *("learning_rate", "max_steps", "lr_scheduler_type", "max_length", "beta", "num_generations"),
@@ -148,23 +148,26 @@ def train_grpo(parent: Path, reward_model: Path, folder: Path, seed: int) -> Non
 
 
 def main(base: Path, output: Path, seed: int) -> None:
-    """Train the four stages in order and write the seconds of each to `seconds.json`."""
+    """Train the four stages in order and write what each took to `figures.json`."""
     sft, reward, dpo, grpo = (output / name for name in ("sft", "reward", "dpo", "grpo"))
-    seconds = {
-        "sft": timed(train_sft, base, sft, seed),
-        "reward": timed(train_reward, sft, reward, seed),
-        "dpo": timed(train_dpo, sft, dpo, seed),
-        "grpo": timed(train_grpo, dpo, reward, grpo, seed),
+    figures = {
+        "sft": measured(train_sft, base, sft, seed),
+        "reward": measured(train_reward, sft, reward, seed),
+        "dpo": measured(train_dpo, sft, dpo, seed),
+        "grpo": measured(train_grpo, dpo, reward, grpo, seed),
     }
-    (output / "seconds.json").write_text(json.dumps(seconds))
+    (output / "figures.json").write_text(json.dumps(figures))
 
 
-def timed(train: Callable[..., None], *arguments: Any) -> float:
-    """Seconds that a stage takes."""
+def measured(train: Callable[..., None], *arguments: Any) -> tuple[float, float]:
+    """Seconds that a stage takes, and the largest resident set meanwhile in GB, as Linux keeps it."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     started = time.perf_counter()
     train(*arguments)
-    return time.perf_counter() - started
+    seconds = time.perf_counter() - started
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return seconds, int(status["VmHWM"].split()[0]) * 1024 / 1e9
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))

@@ -1,0 +1,143 @@
+"""One side of a comparison, trained from start to end: the pipeline, a plain TRL script, and LLaMA-Factory."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from models.artifacts import Stage
+from models.recipe import Recipe
+from settings.recipes import load_recipe
+from tasks.store import ArtifactStore
+
+STAGES: tuple[Stage, ...] = ("sft", "reward", "dpo", "grpo")
+_HERE = Path(__file__).parent
+_PEER_STAGES = {"sft": "sft", "reward": "rm", "dpo": "dpo"}
+"""What LLaMA-Factory calls the stages that it has."""
+_PEER_DATA = {
+    "sft": {"prompt": "prompt", "response": "completion", "system": "system"},
+    "reward": {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected", "system": "system"},
+}
+
+
+class Side(NamedTuple):
+    """What one side took in a round."""
+
+    seconds: dict[str, float]
+    """By stage, and `total`; what it does not have is not there."""
+    peak_gb: dict[str, float]
+    """By stage: the largest resident set."""
+
+
+def run_pipeline(recipe: Path, seed: int, base: Path, home: Path) -> Side:
+    """`align run` in an artifact root that holds nothing but the base model."""
+    shutil.copytree(base, home / "base" / base.name)
+    started = time.time()
+    _run([str(Path(sys.executable).parent / "align"), "run", str(recipe), "--seed", str(seed)], home, home)
+    made = {
+        manifest.identity["stage"]: (path, manifest) for path, manifest in ArtifactStore(home).manifests("checkpoint")
+    }
+    seconds = {stage: made[stage][1].metrics["seconds"] for stage in STAGES}
+    peaks = {str(stage): max(each.peak_memory_bytes for each in made[stage][1].attempts) / 1e9 for stage in STAGES}
+    finished = max((path / "manifest.json").stat().st_mtime for path, _ in made.values())
+    return Side(seconds | {"total": finished - started}, peaks)
+
+
+def run_plain(recipe: Path, seed: int, base: Path, folder: Path) -> Side:
+    """The plain script, which writes what its stages took to a file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.time()
+    _run([sys.executable, str(_HERE / "plain_trl.py"), *map(str, (recipe, base, folder, seed))], folder, folder)
+    figures = json.loads((folder / "figures.json").read_text())
+    seconds, peaks = ({str(stage): figures[stage][place] for stage in STAGES} for place in range(2))
+    return Side(seconds | {"total": (folder / "figures.json").stat().st_mtime - started}, peaks)
+
+
+def run_peer(command: Path, recipe: Path, seed: int, base: Path, folder: Path) -> Side:
+    """LLaMA-Factory's SFT, reward model and DPO, a process each, and one that merges SFT's adapter for the others.
+
+    Args:
+        command: `llamafactory-cli` of an environment of its own.
+        recipe: The recipe's file.
+        seed: The seed.
+        base: The base model's folder; its template is taken to be SmolLM2's.
+        folder: Where data, settings and models go.
+    """
+    asked, seconds = load_recipe(str(recipe)), {}
+    _write_peer_data(asked, folder / "data")
+    common = {"template": "smollm2", "trust_remote_code": False}
+    for stage, called in _PEER_STAGES.items():
+        parent = base if stage == "sft" else folder / "sft"
+        adapter = folder / f"{stage}-adapter"
+        training = _peer_arguments(asked, stage, seed, folder)
+        training |= common | {"stage": called, "model_name_or_path": str(parent), "output_dir": str(adapter)}
+        merging = common | {"model_name_or_path": str(parent), "adapter_name_or_path": str(adapter)}
+        merging |= {"export_dir": str(folder / stage), "export_device": "cpu", "infer_dtype": "bfloat16"}
+        started = time.time()
+        _run_peer(command, "train", training, folder)
+        if stage != "reward":  # of a reward model it keeps adapter and head
+            _run_peer(command, "export", merging, folder)
+        seconds[stage] = time.time() - started
+    return Side(seconds, {})
+
+
+def _peer_arguments(asked: Recipe, stage: str, seed: int, folder: Path) -> dict[str, Any]:
+    """What the recipe asks for, in LLaMA-Factory's words."""
+    values = getattr(asked, stage)
+    preferring = {"pref_beta": values.beta, "pref_ftx": values.sft_weight} if stage == "dpo" else {}
+    return preferring | {
+        "do_train": True,
+        "finetuning_type": "lora",
+        "lora_rank": values.lora.r,
+        "lora_alpha": values.lora.alpha,
+        "lora_target": ",".join(values.lora.target_modules),
+        "lora_dropout": 0.0,
+        "dataset": "sft" if stage == "sft" else "reward",
+        "dataset_dir": str(folder / "data"),
+        "cutoff_len": values.max_length,
+        "per_device_train_batch_size": values.batch_size,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": values.learning_rate,
+        "lr_scheduler_type": values.lr_scheduler_type,
+        "warmup_ratio": values.warmup_ratio,
+        "max_steps": values.max_steps,
+        "seed": seed,
+        "bf16": True,
+        "use_cpu": True,
+        "disable_gradient_checkpointing": True,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "report_to": "none",
+    }
+
+
+def _write_peer_data(asked: Recipe, folder: Path) -> None:
+    """The rows with the system prompt as a column, and the file that says which column is what."""
+    folder.mkdir(parents=True)
+    for stage, columns in _PEER_DATA.items():
+        lines = Path(getattr(asked, stage).dataset.path).read_text().splitlines()
+        rows = [json.loads(line) | {"system": asked.system_prompt} for line in lines]
+        (folder / f"{stage}.json").write_text(
+            json.dumps([{name: row[name] for name in columns.values()} for row in rows])
+        )
+    told = {
+        stage: {"file_name": f"{stage}.json", "ranking": stage == "reward", "columns": columns}
+        for stage, columns in _PEER_DATA.items()
+    }
+    (folder / "dataset_info.json").write_text(json.dumps(told))
+
+
+def _run_peer(command: Path, doing: str, settings: dict[str, Any], folder: Path) -> None:
+    file = folder / f"{doing}.json"
+    file.write_text(json.dumps(settings))
+    _run([str(command), doing, str(file)], folder, folder)
+
+
+def _run(command: list[str], folder: Path, home: Path) -> None:
+    environment = os.environ | {"ALIGN_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    with (folder / "output.txt").open("a") as output:
+        subprocess.run(command, env=environment, stdout=output, stderr=subprocess.STDOUT, check=True)  # noqa: S603
