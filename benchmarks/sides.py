@@ -132,7 +132,7 @@ def _write_peer_data(asked: Recipe, folder: Path) -> None:
 
 
 def _run_peer(command: Path, doing: str, settings: dict[str, Any], folder: Path) -> None:
-    file = folder / f"{doing}.json"
+    file = folder / f"{doing}.yaml"  # its reader of JSON fails on any file
     file.write_text(json.dumps(settings))
     _run([str(command), doing, str(file)], folder, folder)
 
