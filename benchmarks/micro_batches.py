@@ -41,11 +41,17 @@ class Case(NamedTuple):
     """A micro-batch: prompts of these lengths in tokens, and completions of each."""
 
     name: str
+    """What the table calls it."""
     stage: str
+    """Whose forward pass: `sft`, `reward`, `dpo`, `grpo`."""
     prompts: tuple[int, int]
+    """Fewest and most tokens of a prompt, without what all have in common."""
     completions: tuple[int, int]
+    """Fewest and most tokens of a completion."""
     groups: tuple[int, ...]
+    """How many completions each prompt has."""
     common: int = 0
+    """Tokens of the system prompt that all rows begin with."""
 
 
 class Measured(NamedTuple):

@@ -58,7 +58,9 @@ def run_plain(recipe: Path, seed: int, base: Path, folder: Path) -> Side:
 
 
 def run_peer(command: Path, recipe: Path, seed: int, base: Path, folder: Path) -> Side:
-    """LLaMA-Factory's SFT, reward model and DPO, a process each, and one that merges SFT's adapter for the others.
+    """LLaMA-Factory's SFT, reward model and DPO, a process each, and one that merges for SFT and for DPO.
+
+    It trains in mixed precision, its one way to compute in bfloat16 on a CPU.
 
     Args:
         command: `llamafactory-cli` of an environment of its own.
@@ -68,6 +70,7 @@ def run_peer(command: Path, recipe: Path, seed: int, base: Path, folder: Path) -
         folder: Where data, settings and models go.
     """
     asked, seconds = load_recipe(str(recipe)), {}
+    assert asked.reward and asked.dpo and asked.reward.dataset == asked.dpo.dataset  # noqa: S101 - its data is written once
     _write_peer_data(asked, folder / "data")
     common = {"template": "smollm2", "trust_remote_code": False}
     for stage, called in _PEER_STAGES.items():
@@ -82,7 +85,7 @@ def run_peer(command: Path, recipe: Path, seed: int, base: Path, folder: Path) -
         if stage != "reward":  # of a reward model it keeps adapter and head
             _run_peer(command, "export", merging, folder)
         seconds[stage] = time.time() - started
-    return Side(seconds, {})
+    return Side(seconds | {"total": sum(seconds.values())}, {})
 
 
 def _peer_arguments(asked: Recipe, stage: str, seed: int, folder: Path) -> dict[str, Any]:

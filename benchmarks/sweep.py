@@ -2,8 +2,8 @@
 
     python -m benchmarks.sweep [--rounds 3] [--output docs/performance.svg]
 
-One length changes at a time, the others stay: 8 rows of GRPO that share a prompt of 128 tokens, replies of 32. Prints
-the figures as a table in Markdown, too.
+One length changes at a time, the others stay: 8 rows of GRPO (16 where the group grows) that share a prompt of 128
+tokens, replies of 32. Prints the figures as a table in Markdown, too.
 """
 # ruff: noqa: T201 - a benchmark prints
 

@@ -32,6 +32,8 @@ from tasks.store import ArtifactStore
 _SECONDS_BETWEEN_UPDATES = 5.0
 _SECONDS_OF_SILENCE = 120.0
 """After the API has not answered: each call would try for a minute."""
+_TRIED_AGAIN = {408, 429, 502, 503}
+"""What Prefect's client takes for passing."""
 
 
 @dataclass
@@ -180,10 +182,17 @@ def publish(create: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     try:
         return create(*arguments, **options)
     except Exception as error:
-        if not isinstance(error, PrefectHTTPStatusError | ValueError):  # those are answers, or never reached the API
+        if not _is_refusal(error):
             _outage.until = time.monotonic() + _SECONDS_OF_SILENCE
-        get_run_logger().warning("the Prefect API did not take an artifact: %s", error)
+        get_run_logger().warning("the Prefect API did not take what it was to show: %s", error)
         return None
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether the error is about what was asked; others, such as a busy gateway's, Prefect has tried again for long."""
+    if isinstance(error, PrefectHTTPStatusError):
+        return error.response.status_code not in _TRIED_AGAIN
+    return isinstance(error, ValueError)
 
 
 def publish_link(path: Path, key: str, what: str) -> None:

@@ -147,6 +147,7 @@ class Laboratory:
         prompts: Dataset | None = None,
         parent: Checkpoint | None = None,
         reward_model: Checkpoint | None = None,
+        plan: EvaluationPlan = EvaluationPlan(device="cpu"),  # noqa: B008
         **changes: Any,
     ) -> EvaluationResult:
         """Measure as the recipe says, with changes."""
@@ -162,7 +163,7 @@ class Laboratory:
             reward_model=reward_model,
             seed=1,
         )
-        return entry.evaluate(stage, EvaluationPlan(device="cpu"), self.folder / "evaluation", silent)
+        return entry.evaluate(stage, plan, self.folder / "evaluation", silent)
 
 
 @pytest.fixture(scope="module")
@@ -492,6 +493,24 @@ def test_a_policy_is_measured_against_its_parent_and_by_the_reward_model(
     assert found.loss.value < before.loss.value / 2
     assert found.perplexity
     assert found.perplexity.value == pytest.approx(math.exp(found.loss.value))
+
+
+@slow
+def test_shared_prompts_change_no_figure(laboratory: Laboratory, taught: Trained) -> None:
+    scorer = laboratory.trained("reward").checkpoint
+    ours, plain = (
+        laboratory.evaluate(
+            taught.checkpoint,
+            parent=laboratory.base,
+            reward_model=scorer,
+            plan=EvaluationPlan(device="cpu", share_prompts=sharing),
+        ).estimates()
+        for sharing in (True, False)
+    )
+    assert {"kl", "reward_score", "loss", "preference_accuracy"} <= ours.keys()
+    assert {name: each.value for name, each in ours.items()} == pytest.approx(
+        {name: each.value for name, each in plain.items()}, abs=1e-4
+    )
 
 
 @slow

@@ -50,19 +50,20 @@ def searched(model: Any, tokens: int, ends: tuple[int, ...] = NEVER) -> list[lis
 def ends_of(model: Any, tokens: int) -> tuple[int, ...]:
     """Tokens that end some replies early and others later."""
     replies = searched(model, tokens)
-    return replies[0][2], replies[2][tokens // 2]
+    ends = replies[0][2], replies[2][tokens // 2]
+    assert len({len(reply) for reply in searched(model, tokens, ends)}) > 1, "no reply ends before the others"
+    return ends
 
 
 def test_greedy_replies_are_those_of_transformers(policy: PeftModel) -> None:
     ends = ends_of(policy, 24)
     expected = searched(policy, 24, ends)
-    assert len({len(reply) for reply in expected}) > 1, "no reply ends before the others"
     assert complete(policy, PROMPTS, ends, 0, **greedy(ends, 24)) == expected
     with merged_adapters(policy):
         assert complete(policy, PROMPTS, ends, 0, **greedy(ends, 24)) == expected
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "gemma3_text", "mistral", "lfm2"])
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "gemma3_text", "mistral", "lfm2", "mamba"])
 def test_other_architectures(kind: str) -> None:
     torch.manual_seed(1)
     sizes = {"vocab_size": 259, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 16}

@@ -6,6 +6,7 @@ import logging
 import time
 import warnings
 from base64 import b64decode
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from prefect import flow, get_client, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
+from prefect.exceptions import PrefectHTTPStatusError
 
 from models.artifacts import Checkpoint
 from models.errors import StageError
@@ -64,10 +66,17 @@ def test_an_artifact_that_is_refused_silences_none_after_it(prefect_api: None) -
     assert [publishing(key) for key in ("No Key", "a-key")] == [False, True]
 
 
-def test_an_api_that_does_not_answer_is_left_alone(prefect_api: None) -> None:
+def unavailable() -> None:
+    """What Prefect's client raises behind a busy gateway, once it has tried for long."""
+    request = httpx.Request("GET", "http://127.0.0.1/api")
+    raise PrefectHTTPStatusError("busy", request=request, response=httpx.Response(503, request=request))
+
+
+@pytest.mark.parametrize("ask", [lambda: httpx.get(f"http://127.0.0.1:{free_port()}/api"), unavailable])
+def test_an_api_that_does_not_answer_is_left_alone(prefect_api: None, ask: Callable[[], object]) -> None:
     @flow
     def unheard() -> None:
-        publish(httpx.get, f"http://127.0.0.1:{free_port()}/api")
+        publish(ask)
 
     unheard()
     assert not publishing("a-key")

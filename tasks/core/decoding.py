@@ -7,6 +7,7 @@ the replies in another order.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import torch
@@ -34,14 +35,23 @@ def complete(
     rows = torch.arange(len(unique), device=model.device).repeat_interleave(repeats)
     ids, mask = unique.unbind(-1)
     watched = options.keys() & {"streamer", "stopping_criteria"}
+    caches = _keeps_keys_and_values(model)
+    is_read_once = caches and len(unique) < len(prompts) and ids.shape[1] > 1
     output = model.generate(
         input_ids=ids[rows],
         attention_mask=mask[rows],
-        past_key_values=_read(model, ids, mask, rows) if len(unique) < len(prompts) else None,
-        custom_generate=None if watched else _decode,
+        past_key_values=_read(model, ids, mask, rows) if is_read_once else None,
+        custom_generate=_decode if caches and not watched else None,
         **options,
     )
     return [_until(row, ends) for row in output[:, ids.shape[1] :].tolist()]
+
+
+def _keeps_keys_and_values(model: Any) -> bool:
+    """Whether generation keeps a cache that rows can be taken out of; Mamba's, for one, is of another kind."""
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    is_known = "past_key_values" in signature(type(plain).forward).parameters
+    return is_known and plain.generation_config.use_cache is not False
 
 
 def _padded(prompts: Sequence[list[int]], padding: int) -> torch.Tensor:

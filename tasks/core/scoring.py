@@ -84,7 +84,7 @@ def log_likelihoods(
         said = batch["input_ids"][:, columns + 1].unsqueeze(-1)
         return _next_tokens(policy, batch, columns).gather(-1, said).squeeze(-1)
 
-    # Logits take much more than keys and values do.
+    # At worst all is reply, and logits take most of the memory.
     return _summed_over_replies(tokenizer, dialogs, of_tokens, policy.device, batch_tokens // 2)
 
 
@@ -131,6 +131,8 @@ def _padded(tokenizer: PreTrainedTokenizerBase, dialogs: Sequence[Dialog], devic
 def _next_tokens(model: PreTrainedModel, batch: Any, columns: torch.Tensor) -> torch.Tensor:
     """Log-probabilities of the tokens after those of some columns, as (batch, columns, vocabulary)."""
     logits: torch.Tensor = model(**batch, logits_to_keep=columns, use_cache=False).logits
+    if logits.shape[1] != len(columns):  # some models give all of them, whatever they are asked
+        logits = logits[:, columns]
     return logits.float().log_softmax(-1)
 
 

@@ -29,7 +29,8 @@ from tasks.core.prefix_tree import Packing, pack
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 2.5e-2, torch.bfloat16: 2e-1}
 """Largest relative error of a token's state that rounding may explain; in SmolLM2 it explains 2e-6, 5e-3 and 4e-2.
 
-There, positions counted along the packed row, completions that see each other and windows left out come to 1 and more.
+There, positions counted along the packed row, completions that see each other, and windows shorter than the row, left
+out, come to 1 and more.
 """
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
@@ -48,9 +49,6 @@ def share_prompts(*models: torch.nn.Module | None) -> None:
     for model in models:
         if model is None:
             continue
-        if _drops_out(model):
-            _refuse("it trains with dropout, which is drawn for each row")
-            continue
         plain = extract_model_from_parallel(model)
         base = plain.get_base_model() if isinstance(plain, PeftModel) else plain
         backbone = _Backbone(base.base_model)
@@ -65,10 +63,11 @@ class _Backbone:
         self._model = model
         self._own = model.forward
         self._config = model.config.get_text_config()
+        self._drops_out = _drops_out(model)
         self._shares: bool | None = None
         self._wanted: torch.Tensor | None = None
 
-        @wraps(model.forward)
+        @wraps(getattr(model.forward, "__func__", model.forward))
         def forward(_: PreTrainedModel, *arguments: Any, **options: Any) -> Any:
             return self._selected(self._forward(*arguments, **options))
 
@@ -101,7 +100,7 @@ class _Backbone:
 
     def _packing(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Packing | None:
         """The packed rows, where they pay and the model takes them."""
-        if self._shares is None:
+        if self._shares is None and attention_mask.sum(1).min() > 1:  # else no row parts midway
             self._shares = self._agrees(input_ids, attention_mask)
         return pack(input_ids, attention_mask, self._config.hidden_size) if self._shares else None
 
@@ -136,6 +135,8 @@ class _Backbone:
 
     def _agrees(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> bool:
         """Whether the model gives the same states in both ways; in every process it runs as often."""
+        if self._drops_out and self._model.training:
+            return _refuse("it trains with dropout, which is drawn for each row")
         attention = self._config._attn_implementation
         if attention not in {"sdpa", "eager"} or _layers(self._config) - _KNOWN_LAYERS:
             return _refuse(f"{attention} attention or one of its layers takes no mask of its own for each token")
@@ -174,10 +175,11 @@ class _Backbone:
         return dtype
 
 
-def _drops_out(model: torch.nn.Module) -> bool:
-    """Whether the model, or an adapter of it, draws random numbers in training."""
+def _drops_out(model: PreTrainedModel) -> bool:
+    """Whether the model, or an adapter of it, draws random numbers in training: as a module, or as its settings say."""
     own = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
-    return own or bool(getattr(getattr(model, "config", None), "attention_dropout", 0.0))
+    told = model.config.get_text_config().to_dict()
+    return own or any("drop" in name and isinstance(rate, float) and rate > 0 for name, rate in told.items())
 
 
 def _layers(config: Any) -> set[str]:
@@ -203,7 +205,7 @@ def _score_completions_alone(model: PreTrainedModel, backbone: _Backbone) -> Non
     """Have TRL's fused head score labelled tokens alone; on a CPU it scores all and forgets those without label."""
     own = model.forward
 
-    @wraps(own)
+    @wraps(getattr(own, "__func__", own))
     def forward(_: PreTrainedModel, *arguments: Any, labels: Any = None, **options: Any) -> Any:
         if not options.get("fused_lm_head") or labels is None or not (labels[:, 1:] != -100).any():
             return own(*arguments, labels=labels, **options)
