@@ -86,6 +86,21 @@ def test_sampled_replies_have_the_model_s_distribution(policy: PeftModel) -> Non
         assert abs(first[token] / 4000 - float(shares[token])) < 4 * deviation
 
 
+def test_16_bits_change_replies_by_rounding_alone() -> None:
+    """Other products of matrices compute the attention of one token there."""
+    torch.manual_seed(1)
+    config = AutoConfig.for_model("llama", vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    replies = complete(model, PROMPTS, NEVER, 0, **greedy(NEVER, 8))
+    assert model.config._attn_implementation == "sdpa"
+    exact = model.float()
+    for prompt, reply in zip(PROMPTS, replies, strict=True):
+        with torch.no_grad():
+            logits = exact(input_ids=torch.tensor([prompt + reply])).logits[0, len(prompt) - 1 : -1]
+        chosen = logits.gather(-1, torch.tensor(reply).unsqueeze(-1)).squeeze(-1)
+        assert float((logits.max(-1).values - chosen).max()) < 0.02
+
+
 def test_merging_leaves_every_bit_as_it_was(policy: PeftModel) -> None:
     before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
     with pytest.raises(KeyError), merged_adapters(policy):

@@ -6,7 +6,7 @@ the replies in another order.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from inspect import signature
 from typing import Any
 
@@ -93,6 +93,7 @@ def _decode(
     rows = torch.arange(len(input_ids), device=input_ids.device)
     replies: dict[int, torch.Tensor] = {}
     outputs = model._prefill(input_ids, generation_config, state)
+    attention = _attention_for_a_token(model)
     while True:
         state = model._update_model_kwargs_for_generation(outputs, state)
         scores = logits_processor(input_ids, outputs.logits[:, -1].float())
@@ -104,14 +105,40 @@ def _decode(
         if ended.any():
             going = (~ended).nonzero().squeeze(1)
             rows, input_ids, state = rows[going], input_ids[going], _selected(state, going, len(ended))
-        outputs = model(**model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **state))
+        with attention:
+            outputs = model(**model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **state))
     ordered = [replies[row] for row in range(len(replies))]
     return nn.utils.rnn.pad_sequence(ordered, batch_first=True, padding_value=generation_config.pad_token_id)
 
 
+def _attention_for_a_token(model: Any) -> AbstractContextManager[None]:
+    """On a CPU in 16 bits, PyTorch's own attention takes longer for one token than plain products of matrices."""
+    config = model.config.get_text_config()
+    is_slow = model.device.type == "cpu" and model.dtype != torch.float32 and config._attn_implementation == "sdpa"
+    return _Eager(config) if is_slow else nullcontext()
+
+
+class _Eager(AbstractContextManager[None]):
+    """Within it, a model with these settings computes attention as products of matrices."""
+
+    def __init__(self, config: Any) -> None:
+        self._config = config
+
+    def __enter__(self) -> None:
+        self._config._attn_implementation = "eager"
+
+    def __exit__(self, *_: object) -> None:
+        self._config._attn_implementation = "sdpa"
+
+
 def _chosen(scores: torch.Tensor, do_sample: bool) -> torch.Tensor:
     """The next tokens as (rows, 1)."""
-    return torch.multinomial(scores.softmax(-1), 1) if do_sample else scores.argmax(-1, keepdim=True)
+    if not do_sample:
+        return scores.argmax(-1, keepdim=True)
+    # One random number a row, where `torch.multinomial` draws one for every token of the vocabulary.
+    shares = scores.softmax(-1).double().cumsum(-1)
+    drawn = torch.rand(len(scores), 1, dtype=shares.dtype, device=shares.device) * shares[:, -1:]
+    return torch.searchsorted(shares, drawn, right=True)
 
 
 def _selected(state: dict[str, Any], rows: torch.Tensor, batch: int) -> dict[str, Any]:
