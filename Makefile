@@ -52,6 +52,7 @@ check: install
 
 bench: install
 	$(BIN)/python -m benchmarks.compare
+	$(BIN)/python -m benchmarks.shared_prompt
 
 # After changing a bound in pyproject.toml: resolve anew in an empty environment and write both locks.
 lock:

@@ -7,7 +7,6 @@ pass. Times are those of the processor, with one thread, which other work on the
 import random
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -91,10 +90,15 @@ def measure(case: Case, dtype: torch.dtype, rounds: int) -> Measured:
     for model in models.values():  # the first batch is computed in both ways
         step(model, {name: tensor[:2, :64] for name, tensor in rows.items()})
     seconds: dict[str, list[float]] = {side: [] for side in models}
+    figures, gflop = {}, {}
     for index in range(rounds):
         for side in models if index % 2 else reversed(models):
-            seconds[side].append(processor_seconds(partial(_forth_and_back, step, models[side], rows)))
-    figures = [step(models[side], rows).detach() for side in models]
+            started = time.process_time()
+            with FlopCounterMode(display=False) as counter:
+                found = step(models[side], rows)
+                found.sum().backward()  # type: ignore[no-untyped-call]
+            seconds[side].append(time.process_time() - started)
+            figures[side], gflop[side] = found.detach(), counter.get_total_flops() / 1e9
     packing = pack(rows["input_ids"], rows["attention_mask"], SMOLLM2["hidden_size"])
     size = rows["input_ids"].numel()
     return Measured(
@@ -102,9 +106,9 @@ def measure(case: Case, dtype: torch.dtype, rounds: int) -> Measured:
         needed=_distinct(rows),
         computed={"theirs": size, "ours": packing.input_ids.numel() if packing else size},
         seconds=seconds,
-        off=float((figures[1] - figures[0]).abs().max()),
+        off=float((figures["ours"] - figures["theirs"]).abs().max()),
         gradients_off=difference(models["ours"], models["theirs"]),
-        gflop={side: _gflop(partial(_forth_and_back, step, models[side], rows)) for side in models},
+        gflop=gflop,
     )
 
 
@@ -112,25 +116,12 @@ def matrix_product_rate(dtype: torch.dtype, rows: int = 1024) -> float:
     """GFLOP/s of this machine's matrix product at the size of a layer's widest one, the best of several."""
     width, inner = SMOLLM2["hidden_size"], SMOLLM2["intermediate_size"]
     one, other = torch.randn(rows, width, dtype=dtype), torch.randn(width, inner, dtype=dtype)
-    best = min(processor_seconds(lambda: [one @ other for _ in range(20)]) for _ in range(5))
-    return 20 * 2 * rows * width * inner / best / 1e9
-
-
-def processor_seconds(compute: Callable[[], Any]) -> float:
-    """Processor time of a call."""
-    started = time.process_time()
-    compute()
-    return time.process_time() - started
-
-
-def _forth_and_back(step: Any, model: Any, rows: Rows) -> None:
-    step(model, rows).sum().backward()
-
-
-def _gflop(compute: Callable[[], Any]) -> float:
-    with FlopCounterMode(display=False) as counter:
-        compute()
-    return float(counter.get_total_flops()) / 1e9
+    seconds = []
+    for _ in range(100):
+        started = time.process_time()
+        one @ other
+        seconds.append(time.process_time() - started)
+    return 2 * rows * width * inner / min(seconds) / 1e9
 
 
 def _distinct(rows: Rows) -> int:

@@ -27,8 +27,8 @@ def _case(group: int = _GROUP, prompt: int = _PROMPT, reply: int = _REPLY, rows:
 
 SWEEPS: Mapping[str, tuple[Sequence[int], Callable[[int], Case]]] = {
     "replies to a prompt (of 16 rows)": ((1, 2, 4, 8, 16), lambda value: _case(group=value, rows=16)),
-    "tokens of the prompt": ((16, 32, 64, 128, 256, 512), lambda value: _case(prompt=value)),
-    "tokens of a reply": ((8, 16, 32, 64, 128, 256), lambda value: _case(reply=value)),
+    "tokens of the prompt": ((16, 64, 256, 512), lambda value: _case(prompt=value)),
+    "tokens of a reply": ((8, 32, 128, 256), lambda value: _case(reply=value)),
     "rows, 8 to a prompt": ((8, 16, 32), lambda value: _case(rows=value)),
 }
 """What grows, through which values, and the micro-batch of each."""
