@@ -16,7 +16,7 @@ from tasks.preflight import preflight
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_shapes_recipe_can_be_run(shape: str, tiny_model: Path, tmp_path: Path) -> None:
     file = write_recipe(shape, tmp_path / "shape")
-    recipe = load_recipe(str(file), ["--base_model.source", "path", "--base_model.name", str(tiny_model)])
+    recipe = load_recipe(str(file), ["--base_model.source", "folder", "--base_model.name", str(tiny_model)])
     assert preflight(recipe, Settings(home=tmp_path / "home")).needs
     assert write_recipe(shape, tmp_path / "again").with_name("sft.jsonl").read_bytes() == (
         file.with_name("sft.jsonl").read_bytes()
