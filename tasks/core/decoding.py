@@ -6,7 +6,7 @@ the replies in another order.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from inspect import signature
 from typing import Any
 
@@ -49,9 +49,13 @@ def complete(
 
 def _keeps_keys_and_values(model: Any) -> bool:
     """Whether generation keeps a cache that rows can be taken out of; Mamba's, for one, is of another kind."""
-    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    plain = _without_adapters(model)
     is_known = "past_key_values" in signature(type(plain).forward).parameters
     return is_known and plain.generation_config.use_cache is not False
+
+
+def _without_adapters(model: Any) -> Any:
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def _padded(prompts: Sequence[list[int]], padding: int) -> torch.Tensor:
@@ -64,7 +68,7 @@ def _padded(prompts: Sequence[list[int]], padding: int) -> torch.Tensor:
 
 def _read(model: Any, ids: torch.Tensor, mask: torch.Tensor, rows: torch.Tensor) -> DynamicCache:
     """Keys and values of each prompt but its last token, once for each of `rows`."""
-    decoder = (model.get_base_model() if isinstance(model, PeftModel) else model).base_model
+    decoder = _without_adapters(model).base_model
     cache = DynamicCache(config=decoder.config)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     decoder(input_ids=ids[:, :-1], attention_mask=mask[:, :-1], position_ids=positions[:, :-1], past_key_values=cache)
@@ -93,7 +97,6 @@ def _decode(
     rows = torch.arange(len(input_ids), device=input_ids.device)
     replies: dict[int, torch.Tensor] = {}
     outputs = model._prefill(input_ids, generation_config, state)
-    attention = _attention_for_a_token(model)
     while True:
         state = model._update_model_kwargs_for_generation(outputs, state)
         scores = logits_processor(input_ids, outputs.logits[:, -1].float())
@@ -105,30 +108,23 @@ def _decode(
         if ended.any():
             going = (~ended).nonzero().squeeze(1)
             rows, input_ids, state = rows[going], input_ids[going], _selected(state, going, len(ended))
-        with attention:
+        with _attention_for_a_token(model):
             outputs = model(**model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **state))
     ordered = [replies[row] for row in range(len(replies))]
     return nn.utils.rnn.pad_sequence(ordered, batch_first=True, padding_value=generation_config.pad_token_id)
 
 
-def _attention_for_a_token(model: Any) -> AbstractContextManager[None]:
+@contextmanager
+def _attention_for_a_token(model: Any) -> Iterator[None]:
     """On a CPU in 16 bits, PyTorch's own attention takes longer for one token than plain products of matrices."""
     config = model.config.get_text_config()
-    is_slow = model.device.type == "cpu" and model.dtype != torch.float32 and config._attn_implementation == "sdpa"
-    return _Eager(config) if is_slow else nullcontext()
-
-
-class _Eager(AbstractContextManager[None]):
-    """Within it, a model with these settings computes attention as products of matrices."""
-
-    def __init__(self, config: Any) -> None:
-        self._config = config
-
-    def __enter__(self) -> None:
-        self._config._attn_implementation = "eager"
-
-    def __exit__(self, *_: object) -> None:
-        self._config._attn_implementation = "sdpa"
+    usual = config._attn_implementation
+    if model.device.type == "cpu" and model.dtype != torch.float32 and usual == "sdpa":
+        config._attn_implementation = "eager"
+    try:
+        yield
+    finally:
+        config._attn_implementation = usual
 
 
 def _chosen(scores: torch.Tensor, do_sample: bool) -> torch.Tensor:
