@@ -193,6 +193,14 @@ def checkpoints(home: Path) -> dict[str, Path]:
     return {path.name.partition("-")[0]: path for path in home.glob("checkpoints/[!.]*")}
 
 
+def without_sft(finished: Path, home: Path) -> tuple[Path, Path]:
+    """A copy of a finished artifact root in which SFT is still to do, and the checkpoint that it had made."""
+    expected = checkpoints(finished)["sft"]
+    shutil.copytree(finished, home)
+    shutil.rmtree(home / "checkpoints" / expected.name)
+    return home, expected
+
+
 def manifests(home: Path) -> dict[str, Manifest]:
     """The manifests of all finished folders, by name."""
     return {path.parent.name: read_manifest(path.parent) for path in home.glob("*/[!.]*/manifest.json")}

@@ -29,6 +29,7 @@ from tasks.preflight import preflight
 from tasks.run_record import read_run, save_run
 from tasks.stage import RETRIES, run_stage, worth_another_attempt
 from tasks.store import damage, read_manifest
+from tests.faults import checkpoints
 from tests.test_contracts import INPUTS
 from tests.tiny import Run, run_align
 
@@ -57,11 +58,6 @@ def states(run: Run) -> dict[str, str | None]:
         for found in task_runs(run.flow_run_id)
         if found.name.startswith((*STAGES, "evaluate"))
     }
-
-
-def checkpoints(home: Path) -> dict[str, Path]:
-    """The finished checkpoints by stage, where there is one each."""
-    return {path.name.partition("-")[0]: path for path in home.glob("checkpoints/[!.]*")}
 
 
 def files(home: Path) -> dict[Path, int]:

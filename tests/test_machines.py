@@ -4,7 +4,6 @@ Both machines are this one, on the loopback device, with one artifact root and a
 """
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -45,7 +44,7 @@ from tasks.preflight import preflight
 from tasks.progress import Progress, listening
 from tasks.sft import train_sft
 from tasks.store import read_manifest
-from tests.faults import ROOT, checkpoints, wait_until
+from tests.faults import ROOT, wait_until, without_sft
 from tests.operating import free_port
 from tests.test_child import gone
 from tests.test_contracts import INPUTS
@@ -328,9 +327,7 @@ def sft_flow(stage: TrainingInput, execution: Execution) -> Checkpoint:
 def test_a_run_waits_for_a_machine_that_was_told_to_stop(
     finished_run: tuple[Path, RunRecord], recipe: Recipe, tmp_path: Path
 ) -> None:
-    home = Path(shutil.copytree(finished_run[0], tmp_path / "home"))
-    expected = checkpoints(finished_run[0])["sft"]
-    shutil.rmtree(home / "checkpoints" / expected.name)
+    home, expected = without_sft(finished_run[0], tmp_path / "home")
     group = Group(home, checkpoint_every_steps=25)
     stage, *_ = stage_inputs(recipe, preflight(recipe, group.settings).datasets, group.execution)
     assert isinstance(stage, SFTInput)

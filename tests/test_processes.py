@@ -5,7 +5,6 @@ processes have some.
 """
 
 import json
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -32,7 +31,7 @@ from tasks.preflight import preflight
 from tasks.stage import RETRIES, run_stage, worth_another_attempt
 from tasks.store import read_manifest
 from tests import ranks
-from tests.faults import checkpoints
+from tests.faults import checkpoints, without_sft
 from tests.test_child import gone
 from tests.test_core import BATCH, Laboratory, Trained, silent
 from tests.test_out_of_memory import relative_difference
@@ -205,9 +204,7 @@ def starving_flow(stage: TrainingInput, execution: Execution) -> Checkpoint:
 def test_want_of_memory_in_one_process_makes_the_batches_of_all_smaller(
     finished_run: tuple[Path, RunRecord], recipe: Recipe, tmp_path: Path
 ) -> None:
-    home = Path(shutil.copytree(finished_run[0], tmp_path / "home"))
-    expected = checkpoints(finished_run[0])["sft"]
-    shutil.rmtree(home / "checkpoints" / expected.name)
+    home, expected = without_sft(finished_run[0], tmp_path / "home")
     settings = Settings(home=home, processes=2, checkpoint_every_steps=1, reserved_disk_bytes=0)
     execution = plan_execution(recipe, settings)
     stage, *_ = stage_inputs(recipe, preflight(recipe, settings).datasets, execution)
