@@ -178,7 +178,9 @@ def test_each_token_sees_its_own_past(rows: list[list[int]], hidden_size: int, l
     assert packing
     tokens, positions = packing.input_ids.flatten(), packing.position_ids.flatten()
     states = torch.arange(tokens.numel()).view(*packing.input_ids.shape, 1)
-    visible, packed_width = packing.within(None).squeeze(1).flatten(0, 1), packing.input_ids.shape[1]
+    count, packed_width = packing.input_ids.shape
+    each = torch.arange(packed_width)
+    visible = packing.attends(None)(torch.arange(count).view(-1, 1, 1), None, each.unsqueeze(1), each).flatten(0, 1)
     for index, row in enumerate(rows):
         for end, place in enumerate(packing.unpack(states)[index, mask[index].bool(), 0].tolist()):
             past = visible[place].nonzero().squeeze(1) + place // packed_width * packed_width
@@ -266,12 +268,16 @@ def test_dropout_is_drawn_for_each_row(how: str, capsys: Any) -> None:
     assert capsys.readouterr().out.count("it trains with dropout") == 1
 
 
-def test_a_model_with_dropout_shares_where_it_is_not_trained() -> None:
+def test_a_model_with_dropout_shares_where_it_is_not_trained(capsys: Any) -> None:
     rows = {name: RAGGED[name] for name in ("input_ids", "attention_mask")}
     model = shared(dropping_out("setting").eval())
     seen = tokens_computed(model)
     model(**rows, use_cache=False)
     assert seen[-1] < rows["input_ids"].numel()
+    model.train()
+    model(**rows, use_cache=False)
+    assert seen[-1] == rows["input_ids"].numel()
+    assert "it trains with dropout" in capsys.readouterr().out
 
 
 def test_generation_is_left_alone() -> None:

@@ -5,13 +5,15 @@ completions of a prompt or both answers of a pair, form a tree, and one packed r
 
     [prompt] [completion 1] … [completion G]
 
-Each token keeps the position that it has in its own row, and sees its own past alone. Published for DPO (Wang and
+Each token keeps the position that it has in its own row, and sees its own past alone. What goes on from a token lies
+behind it without gaps, so one number a token, where that ends, tells the whole mask. Published for DPO (Wang and
 Hegde 2024, arXiv 2410.20305) and for GRPO (Liu et al. 2025, arXiv 2506.05433), each with the prompt as the common part.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 
@@ -29,18 +31,25 @@ class Packing:
     """(packed rows, width), 0 where there is nothing."""
     position_ids: torch.Tensor
     """(packed rows, width): the position of each token in its own row, counted from its first token."""
-    visible: torch.Tensor
-    """(packed rows, width, width): whether the token of the second index is in the past of that of the first, or is it
-    itself."""
+    ends: torch.Tensor
+    """(packed rows, width): behind the last token that has this one in its past."""
     places: torch.Tensor
     """(batch, tokens): where each token of the batch lies among the packed ones, counted through; 0 for padding."""
 
-    def within(self, window: int | None) -> torch.Tensor:
-        """What each token attends to, at most `window` tokens with itself, as (packed rows, 1, width, width)."""
-        if window is None:
-            return self.visible.unsqueeze(1)
-        behind = self.position_ids.unsqueeze(2) - self.position_ids.unsqueeze(1)
-        return (self.visible & (behind < window)).unsqueeze(1)
+    def attends(self, window: int | None) -> Callable[..., torch.Tensor]:
+        """A function of packed row, head, token and another token: whether the first attends to the second.
+
+        Args:
+            window: Most tokens of its past, with itself, that a token attends to; none: all.
+        """
+
+        def attends(row: torch.Tensor, _: Any, token: torch.Tensor, past: torch.Tensor) -> torch.Tensor:
+            seen = (past <= token) & (token < self.ends[row, past])
+            if window is None:
+                return seen
+            return seen & (self.position_ids[row, token] - self.position_ids[row, past] < window)
+
+        return attends
 
     def unpack(self, states: torch.Tensor) -> torch.Tensor:
         """States as (batch, tokens, hidden), of those of the packed tokens (packed rows, width, hidden)."""
@@ -145,18 +154,19 @@ def _fill(tree: _Tree, layout: _Layout, real: torch.Tensor, device: torch.device
     count, width = len(layout.first), layout.width
     input_ids = torch.zeros(count, width, dtype=torch.long)
     position_ids = torch.zeros(count, width, dtype=torch.long)
-    visible = torch.eye(width, dtype=torch.bool).repeat(count, 1, 1)  # else a place without token would see nothing
+    ends = torch.arange(1, width + 1).repeat(count, 1)  # a place without token sees itself, else it would see nothing
     places = torch.zeros(real.shape, dtype=torch.long)
     for packed, run in enumerate(layout.runs(len(tree.rows))):
         used, path = 0, torch.zeros(0, dtype=torch.long)
         for index in run:
             row = tree.rows[index]
             common = tree.common[index] if index > run.start else 0
+            ends[packed, path[common:]] = used
             path = torch.cat([path[:common], torch.arange(used, used + len(row) - common)])
             used += len(row) - common
-            new, seen = path[common:], torch.ones(len(row), len(row), dtype=torch.bool).tril()[common:]
+            new = path[common:]
             input_ids[packed, new] = row[common:]
             position_ids[packed, new] = torch.arange(common, len(row))
-            visible[packed, new.unsqueeze(1), path] = seen
             places[tree.order[index], real[tree.order[index]]] = packed * width + path
-    return Packing(*(tensor.to(device) for tensor in (input_ids, position_ids, visible, places)))
+        ends[packed, path] = used
+    return Packing(*(tensor.to(device) for tensor in (input_ids, position_ids, ends, places)))

@@ -6,8 +6,8 @@ stay TRL's own; policy, earlier policy and reference all pass through here. Stat
 same up to rounding. With dropout they would not be, since a prompt would have one draw of it, not one a completion:
 there TRL's way is kept.
 
-A mask says for each token what it attends to, which PyTorch's attention (SDPA) and Transformers' eager one take, with
-sliding windows, too. Attention without such masks (FlashAttention) and layers of other kinds stay with TRL's way.
+A mask says for each token what it attends to (`tasks.core.packed_attention`), sliding windows included. Attention
+without such masks (FlashAttention) and layers of other kinds stay with TRL's way.
 
 The scores of tokens are taken from the states of completions alone, where TRL on a CPU takes them of prompts as well.
 """
@@ -24,15 +24,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from tasks.core.memory import is_out_of_memory
+from tasks.core.packed_attention import TOLERANCE, PackedAttention
 from tasks.core.prefix_tree import Packing, pack
-
-_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2.5e-2, torch.bfloat16: 2e-1}
-"""Largest relative error of a token's state that rounding may explain; in SmolLM2 it explains 2e-6, 5e-3 and 4e-2.
-
-There, positions counted along the packed row, completions that see each other, and windows shorter than the row, left
-out, come to 1 and more.
-"""
-_KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
 def share_prompts(*models: torch.nn.Module | None) -> None:
@@ -62,8 +55,10 @@ class _Backbone:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self._own = model.forward
-        self._config = model.config.get_text_config()
+        self._hidden_size = model.config.get_text_config().hidden_size
+        self._attention = PackedAttention(model)
         self._drops_out = _drops_out(model)
+        self._told_dropout = False
         self._shares: bool | None = None
         self._wanted: torch.Tensor | None = None
 
@@ -100,52 +95,40 @@ class _Backbone:
 
     def _packing(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Packing | None:
         """The packed rows, where they pay and the model takes them."""
+        if self._model.training and self._drops_out:
+            self._refuses_dropout()
+            return None
         if self._shares is None and attention_mask.sum(1).min() > 1:  # else no row parts midway
             self._shares = self._agrees(input_ids, attention_mask)
-        return pack(input_ids, attention_mask, self._config.hidden_size) if self._shares else None
+        return pack(input_ids, attention_mask, self._hidden_size) if self._shares else None
+
+    def _refuses_dropout(self) -> None:
+        """Say so, once."""
+        if not self._told_dropout:
+            self._told_dropout = not _refuse("it trains with dropout, which is drawn for each row")
 
     def _run(self, packing: Packing) -> Any:
         outputs = self._own(
             input_ids=packing.input_ids,
-            attention_mask=self._masks(packing),
+            attention_mask=self._attention.masks(packing),
             position_ids=packing.position_ids,
             use_cache=False,
         )
         outputs.last_hidden_state = packing.unpack(outputs.last_hidden_state)
         return outputs
 
-    def _masks(self, packing: Packing) -> torch.Tensor | dict[str, torch.Tensor]:
-        """The mask as the model's attention takes it, one for each kind of layer where there are several."""
-        window = getattr(self._config, "sliding_window", None)
-        if "sliding_attention" not in _layers(self._config):
-            return self._mask(packing, window if not _layers(self._config) else None)
-        return {
-            "full_attention": self._mask(packing, None),
-            "sliding_attention": self._mask(packing, window),
-        }
-
-    def _mask(self, packing: Packing, window: int | None) -> torch.Tensor:
-        visible = packing.within(window)
-        if self._config._attn_implementation == "sdpa":
-            return visible
-        dtype = self._model.get_input_embeddings().weight.dtype
-        return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(
-            ~visible, torch.finfo(dtype).min
-        )
-
     def _agrees(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> bool:
         """Whether the model gives the same states in both ways; in every process it runs as often."""
-        if self._drops_out and self._model.training:
-            return _refuse("it trains with dropout, which is drawn for each row")
-        attention = self._config._attn_implementation
-        if attention not in {"sdpa", "eager"} or _layers(self._config) - _KNOWN_LAYERS:
-            return _refuse(f"{attention} attention or one of its layers takes no mask of its own for each token")
+        refusal = self._attention.refusal()
+        if refusal:
+            return _refuse(refusal)
+        self._attention.try_blocks()
         input_ids, attention_mask = self._forked(input_ids, attention_mask)
-        packing = pack(input_ids, attention_mask, self._config.hidden_size, always=True)
+        packing = pack(input_ids, attention_mask, self._hidden_size, always=True)
         if packing is None:
             return _refuse("its rows are padded amid their tokens")
         real = attention_mask.bool()
-        with torch.no_grad(), _without_dropout(self._model):
+        with torch.no_grad():
             own = self._own(input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state[real].float()
             try:
                 ours = self._run(packing).last_hidden_state[real].float()
@@ -154,7 +137,7 @@ class _Backbone:
                     raise
                 return _refuse(f"it takes no packed rows ({type(error).__name__}: {error})")
         off = float(((ours - own).norm(dim=-1) / own.norm(dim=-1)).max())
-        allowed = _TOLERANCE[self._dtype()]
+        allowed = TOLERANCE[self._dtype()]
         return off <= allowed or _refuse(f"its states would be off by {off:.2g}, allowed {allowed:.2g}")
 
     def _forked(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -182,23 +165,9 @@ def _drops_out(model: PreTrainedModel) -> bool:
     return own or any("drop" in name and isinstance(rate, float) and rate > 0 for name, rate in told.items())
 
 
-def _layers(config: Any) -> set[str]:
-    """The kinds of layers, where the model names them."""
-    return set(getattr(config, "layer_types", None) or ())
-
-
 def _refuse(reason: str) -> bool:
     print(f"prompts are not shared, each row is computed in full: {reason}")  # noqa: T201
     return False
-
-
-@contextmanager
-def _without_dropout(model: PreTrainedModel) -> Iterator[None]:
-    training = model.training
-    try:
-        yield model.eval()
-    finally:
-        model.train(training)
 
 
 def _score_completions_alone(model: PreTrainedModel, backbone: _Backbone) -> None:
