@@ -85,7 +85,6 @@ def test_what_an_accelerator_cannot_do_in_blocks_goes_with_a_dense_mask(
 def test_an_accelerator_that_computes_something_else_in_blocks_is_found_out(
     in_blocks: list[int], monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-
     def wrong(module: Any, query: torch.Tensor, *arguments: Any, **options: Any) -> Any:
         return flex_attention_forward(module, query * 1.1, *arguments, **options)
 

@@ -22,6 +22,7 @@ from models.stages import DPOInput, GRPOInput, RewardInput, SFTInput, TrainingIn
 from tasks.core import entry
 from tasks.core.loading import load_policy, load_tokenizer
 from tasks.core.lora import lora_config
+from tasks.core.packed_attention import _dense
 from tasks.core.plan import TrainingPlan
 from tasks.core.prefix_tree import pack
 from tasks.core.scoring import Dialog, divergences, log_likelihoods, reward_scores
@@ -178,9 +179,7 @@ def test_each_token_sees_its_own_past(rows: list[list[int]], hidden_size: int, l
     assert packing
     tokens, positions = packing.input_ids.flatten(), packing.position_ids.flatten()
     states = torch.arange(tokens.numel()).view(*packing.input_ids.shape, 1)
-    count, packed_width = packing.input_ids.shape
-    each = torch.arange(packed_width)
-    visible = packing.attends(None)(torch.arange(count).view(-1, 1, 1), None, each.unsqueeze(1), each).flatten(0, 1)
+    visible, packed_width = _dense(packing, None).squeeze(1).flatten(0, 1), packing.input_ids.shape[1]
     for index, row in enumerate(rows):
         for end, place in enumerate(packing.unpack(states)[index, mask[index].bool(), 0].tolist()):
             past = visible[place].nonzero().squeeze(1) + place // packed_width * packed_width

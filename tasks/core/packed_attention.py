@@ -111,12 +111,15 @@ def _dense(packing: Packing, window: int | None) -> torch.Tensor:
 
 def _blocks_fail(config: Any, dtype: torch.dtype, device: torch.device) -> str | None:
     """Why heads of a model's shape cannot attend in blocks here; none: states and gradients are a dense mask's."""
-    heads, groups = config.num_attention_heads, config.num_attention_heads // config.num_key_value_heads
+    heads = config.num_attention_heads
+    pairs = getattr(config, "num_key_value_heads", None) or heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    module = SimpleNamespace(training=True, num_key_value_groups=groups, is_causal=True)
+    module = SimpleNamespace(training=True, num_key_value_groups=heads // pairs, is_causal=True)
     packing = _forked(device)
-    shapes = [(1, count, packing.input_ids.shape[1], size) for count in (heads, heads // groups, heads // groups)]
-    inputs = [torch.randn(shape, dtype=dtype, device=device, requires_grad=True) for shape in shapes]
+    shapes = [(1, count, packing.input_ids.shape[1], size) for count in (heads, pairs, pairs)]
+    draw = torch.Generator(device).manual_seed(0)  # of its own: a stage that goes on draws what it would have drawn
+    like: dict[str, Any] = {"dtype": dtype, "device": device, "requires_grad": True}
+    inputs = [torch.randn(shape, generator=draw, **like) for shape in shapes]
     query, key, value = inputs
     results = []
     try:
