@@ -8,9 +8,10 @@ converting the base model, evaluation and report. A ratio below 1 means that the
 all that it takes: loading, training, merging, writing and, for the pipeline, reading back and comparing. The total is
 wall time from the start of the process to the last checkpoint, imports and Prefect's start included; the pipeline
 trains reward model and DPO side by side, so its total is less than the sum of its stages, and judges the reward model
-before GRPO, which the total has as well. Memory is the largest resident set of the process that trains a stage: the
-plain script has no other, the pipeline has the flow's and Prefect's beside it, and two such processes for reward model
-and DPO.
+before GRPO, which the total has as well. Seconds without steps are a stage's loading, merging, checking and writing; of
+the total they are those of all stages, and what lies before and between the stages, but not the judging. Memory is the
+largest resident set of the process that trains a stage, and of the total the most that all processes of the side held
+at once, shared pages counted once, looked at twice a second.
 
 LLaMA-Factory joins where its command is given. Its stages are processes that train and others that merge, each of which
 imports its libraries, which takes a stage of the others nothing; its total is their sum.
@@ -117,26 +118,34 @@ def _round(sides: Mapping[str, Callable[..., Side]], recipe: Path, seed: int, ba
 
 
 def _print_table(rounds: list[Round]) -> None:
-    """Medians of seconds and memory, and our share of the plain script's seconds."""
+    """Medians, with least and most of several rounds, and our share of the plain script's seconds."""
     names = [name for name in ("ours", "plain", "peer") if name in rounds[0]]
-    heads = ["", *(f"{name} in s" for name in names), "ratio", "least", "most", "ours in GB", "plain in GB"]
+    pair = ("ours", "plain")
+    heads = ["", *(f"{name} in s" for name in names), "ratio"]
+    heads += [f"{name} {what}" for what in ("without steps in s", "in GB") for name in pair]
     print(f"\n| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for stage in (*STAGES, "total"):
-        ratios = sorted(each["ours"].seconds[stage] / each["plain"].seconds[stage] for each in rounds)
-        cells = [
-            stage,
-            *(_median([each[name].seconds.get(stage) for each in rounds]) for name in names),
-            *(f"{ratio:.2f}" for ratio in (median(ratios), ratios[0], ratios[-1])),
-            *(_median([each[name].peak_gb.get(stage) for each in rounds]) for name in ("ours", "plain")),
-        ]
-        print(f"| {' | '.join(cells)} |")
-    total = median(each["ours"].seconds["total"] / each["plain"].seconds["total"] for each in rounds)
-    print(f"\ntotal ratio {total:.2f}")
+        cells = [_spread([each[name].seconds.get(stage) for each in rounds]) for name in names]
+        cells += [_spread(_ratios(rounds, stage), digits=2)]
+        cells += [_spread([each[name].besides[stage] for each in rounds]) for name in pair]
+        cells += [_spread([each[name].peak_gb[stage] for each in rounds]) for name in pair]
+        print(f"| {stage} | {' | '.join(cells)} |")
+    more = median(each["ours"].besides["total"] - each["plain"].besides["total"] for each in rounds)
+    share = median(each["ours"].besides["total"] / each["ours"].seconds["total"] for each in rounds)
+    print(f"\nwithout steps: {share:.1%} of our total, {more:+.1f} s against the plain script")
+    print(f"total ratio {median(_ratios(rounds, 'total')):.2f}")
 
 
-def _median(figures: Sequence[float | None]) -> str:
-    told = [figure for figure in figures if figure is not None]
-    return f"{median(told):.1f}" if told else ""
+def _ratios(rounds: list[Round], stage: str) -> list[float]:
+    return [each["ours"].seconds[stage] / each["plain"].seconds[stage] for each in rounds]
+
+
+def _spread(figures: Sequence[float | None], digits: int = 1) -> str:
+    told = sorted(figure for figure in figures if figure is not None)
+    if not told:
+        return ""
+    around = f" ({told[0]:.{digits}f} to {told[-1]:.{digits}f})" if len(told) > 1 else ""
+    return f"{median(told):.{digits}f}{around}"
 
 
 if __name__ == "__main__":

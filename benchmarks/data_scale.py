@@ -18,13 +18,12 @@ import resource
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
+from benchmarks.family import watched
 
 _WORDS = [
     "the", "of", "and", "to", "in", "that", "for", "with", "not", "from", "which", "have", "their", "can", "number",
@@ -88,35 +87,20 @@ def measured(side: str, folder: Path, tokenizer: Path, workers: int, rows: int) 
     command = [sys.executable, "-m", "benchmarks.data_scale", "--side", side, "--folder", str(folder)]
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     process = subprocess.Popen([*command, "--tokenizer", str(tokenizer), "--workers", str(workers)])  # noqa: S603
-    peaks = {"rss": 0, "pss": 0}
-    watching = threading.Thread(target=_watch, args=(process.pid, peaks), daemon=True)
-    watching.start()
-    if process.wait():
+    with watched(process.pid) as peak:
+        process.wait()
+    if process.returncode:
         raise SystemExit(f"{side} ended with exit code {process.returncode}")
     seconds = time.monotonic() - started
     after, load = resource.getrusage(resource.RUSAGE_CHILDREN), os.getloadavg()[0]
     computed = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     print(
         f"{side:8} {seconds:7.1f} s {rows / seconds:8,.0f} rows/s, {computed:.0f} s of processors, "
-        f"peak of all processes {peaks['rss'] / 1e9:.2f} GB "
-        f"(shared pages counted once: {peaks['pss'] / 1e9:.2f} GB), load {load:.1f}",
+        f"peak of all processes {peak.rss_bytes / 1e9:.2f} GB "
+        f"(shared pages counted once: {peak.pss_bytes / 1e9:.2f} GB), load {load:.1f}",
         flush=True,
     )
     return seconds
-
-
-def _watch(process: int, peaks: dict[str, int]) -> None:
-    while True:
-        try:
-            family = [psutil.Process(process), *psutil.Process(process).children(recursive=True)]
-            held = [each.memory_full_info() for each in family]
-        except (psutil.NoSuchProcess, psutil.ZombieProcess):
-            if not psutil.pid_exists(process):
-                return
-            continue
-        for kind, peak in peaks.items():
-            peaks[kind] = max(peak, sum(getattr(each, kind) for each in held))
-        time.sleep(0.5)
 
 
 def pipeline(folder: Path, tokenizer: Path, workers: int) -> None:

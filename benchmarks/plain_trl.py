@@ -73,16 +73,23 @@ def load(folder: Path, head: Any = AutoModelForCausalLM, **options: Any) -> tupl
     return head.from_pretrained(folder, dtype="auto", **options), AutoTokenizer.from_pretrained(folder)
 
 
-def train_and_merge(trainer: Any, parent: Path, folder: Path, head: Any = AutoModelForCausalLM, **options: Any) -> None:
-    """Train, save the adapter, merge it into a fresh load of its parent, and save the result."""
-    trainer.train()
+def train_and_merge(
+    trainer: Any, parent: Path, folder: Path, head: Any = AutoModelForCausalLM, **options: Any
+) -> float:
+    """Train, save the adapter, merge it into a fresh load of its parent, and save the result.
+
+    Returns:
+        Seconds that the optimizer's steps took.
+    """
+    seconds: float = trainer.train().metrics["train_runtime"]
     trainer.save_model(folder / "adapter")
     model, tokenizer = load(parent, head, **options)
     PeftModel.from_pretrained(model, folder / "adapter").merge_and_unload().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return seconds
 
 
-def train_sft(parent: Path, folder: Path, seed: int) -> None:
+def train_sft(parent: Path, folder: Path, seed: int) -> float:
     """Supervised fine-tuning."""
     model, tokenizer = load(parent)
     trainer = SFTTrainer(
@@ -92,10 +99,10 @@ def train_sft(parent: Path, folder: Path, seed: int) -> None:
         processing_class=tokenizer,
         peft_config=LoraConfig(task_type="CAUSAL_LM", **LORA),
     )
-    train_and_merge(trainer, parent, folder)
+    return train_and_merge(trainer, parent, folder)
 
 
-def train_reward(parent: Path, folder: Path, seed: int) -> None:
+def train_reward(parent: Path, folder: Path, seed: int) -> float:
     """Reward modelling."""
     torch.manual_seed(seed)  # the new head's weights
     model, tokenizer = load(parent, AutoModelForSequenceClassification, num_labels=1)
@@ -107,10 +114,10 @@ def train_reward(parent: Path, folder: Path, seed: int) -> None:
         processing_class=tokenizer,
         peft_config=LoraConfig(task_type="SEQ_CLS", **LORA),
     )
-    train_and_merge(trainer, parent, folder, AutoModelForSequenceClassification, num_labels=1)
+    return train_and_merge(trainer, parent, folder, AutoModelForSequenceClassification, num_labels=1)
 
 
-def train_dpo(parent: Path, folder: Path, seed: int) -> None:
+def train_dpo(parent: Path, folder: Path, seed: int) -> float:
     """Direct Preference Optimization."""
     model, tokenizer = load(parent)
     loss = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, recipe["dpo"]["sft_weight"]]}
@@ -121,7 +128,7 @@ def train_dpo(parent: Path, folder: Path, seed: int) -> None:
         processing_class=tokenizer,
         peft_config=LoraConfig(task_type="CAUSAL_LM", **LORA),
     )
-    train_and_merge(trainer, parent, folder)
+    return train_and_merge(trainer, parent, folder)
 
 
 def exact_answer(completions: list[Any], answer: list[list[str]], **_: Any) -> list[float]:
@@ -129,7 +136,7 @@ def exact_answer(completions: list[Any], answer: list[list[str]], **_: Any) -> l
     return [float(done[0]["content"].strip() in ok) for done, ok in zip(completions, answer, strict=True)]
 
 
-def train_grpo(parent: Path, reward_model: Path, folder: Path, seed: int) -> None:
+def train_grpo(parent: Path, reward_model: Path, folder: Path, seed: int) -> float:
     """Group Relative Policy Optimization."""
     model, tokenizer = load(parent)
     scorer, scorer_tokenizer = load(reward_model, AutoModelForSequenceClassification)
@@ -144,7 +151,7 @@ def train_grpo(parent: Path, reward_model: Path, folder: Path, seed: int) -> Non
         processing_class=tokenizer,
         peft_config=LoraConfig(task_type="CAUSAL_LM", **LORA),
     )
-    train_and_merge(trainer, parent, folder)
+    return train_and_merge(trainer, parent, folder)
 
 
 def main(base: Path, output: Path, seed: int) -> None:
@@ -159,14 +166,14 @@ def main(base: Path, output: Path, seed: int) -> None:
     (output / "figures.json").write_text(json.dumps(figures))
 
 
-def measured(train: Callable[..., None], *arguments: Any) -> tuple[float, float]:
-    """Seconds that a stage takes, and the largest resident set meanwhile in GB, as Linux keeps it."""
+def measured(train: Callable[..., float], *arguments: Any) -> tuple[float, float, float]:
+    """Seconds of a stage, of its optimizer steps, and the largest resident set meanwhile in GB, as Linux keeps it."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     started = time.perf_counter()
-    train(*arguments)
+    steps = train(*arguments)
     seconds = time.perf_counter() - started
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return seconds, int(status["VmHWM"].split()[0]) * 1024 / 1e9
+    return seconds, steps, int(status["VmHWM"].split()[0]) * 1024 / 1e9
 
 
 if __name__ == "__main__":

@@ -6,10 +6,13 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Mapping
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from models.artifacts import Stage
+from benchmarks.family import watched
+from models.artifacts import Manifest, Stage
 from models.recipe import Recipe
 from settings.recipes import load_recipe
 from tasks.store import ArtifactStore
@@ -29,32 +32,64 @@ class Side(NamedTuple):
 
     seconds: dict[str, float]
     """By stage, and `total`; what it does not have is not there."""
+    besides: dict[str, float]
+    """Seconds of them without optimizer steps: loading, merging, checking and writing; in `total`: of all stages, and
+    what lies before and between them."""
     peak_gb: dict[str, float]
-    """By stage: the largest resident set."""
+    """By stage: the largest resident set of its process; in `total`: of all processes together, shared pages once."""
 
 
 def run_pipeline(recipe: Path, seed: int, base: Path, home: Path) -> Side:
     """`align run` in an artifact root that holds nothing but the base model."""
     shutil.copytree(base, home / "base" / base.name)
     started = time.time()
-    _run([str(Path(sys.executable).parent / "align"), "run", str(recipe), "--seed", str(seed)], home, home)
-    made = {
-        manifest.identity["stage"]: (path, manifest) for path, manifest in ArtifactStore(home).manifests("checkpoint")
-    }
-    seconds = {stage: made[stage][1].metrics["seconds"] for stage in STAGES}
-    peaks = {str(stage): max(each.peak_memory_bytes for each in made[stage][1].attempts) / 1e9 for stage in STAGES}
-    finished = max((path / "manifest.json").stat().st_mtime for path, _ in made.values())
-    return Side(seconds | {"total": finished - started}, peaks)
+    peak = _run([str(Path(sys.executable).parent / "align"), "run", str(recipe), "--seed", str(seed)], home, home)
+    store = ArtifactStore(home)
+    found = {made.identity["stage"]: (path, made) for path, made in store.manifests("checkpoint")}
+    finished = {stage: _finished(found[stage][0]) for stage in STAGES}
+    figures = {stage: _figures(found[stage][1]) for stage in STAGES}
+    at_work = [(finished[stage] - seconds, finished[stage]) for stage, (seconds, _, _) in figures.items()]
+    at_work += [(finished["reward"], min(_finished(path) for path, _ in store.manifests("evaluation")))]  # it is judged
+    return _side(figures, max(finished.values()) - started, covered(at_work), peak)
+
+
+def _figures(made: Manifest) -> tuple[float, float, float]:
+    """As the plain script writes them: seconds, those of optimizer steps, and memory in GB."""
+    steps = sum(each.training_seconds for each in made.attempts)
+    return made.metrics["seconds"], steps, max(each.peak_memory_bytes for each in made.attempts) / 1e9
+
+
+def _finished(folder: Path) -> float:
+    return (folder / "manifest.json").stat().st_mtime
 
 
 def run_plain(recipe: Path, seed: int, base: Path, folder: Path) -> Side:
     """The plain script, which writes what its stages took to a file."""
     folder.mkdir(parents=True, exist_ok=True)
     started = time.time()
-    _run([sys.executable, str(_HERE / "plain_trl.py"), *map(str, (recipe, base, folder, seed))], folder, folder)
+    peak = _run([sys.executable, str(_HERE / "plain_trl.py"), *map(str, (recipe, base, folder, seed))], folder, folder)
     figures = json.loads((folder / "figures.json").read_text())
-    seconds, peaks = ({str(stage): figures[stage][place] for stage in STAGES} for place in range(2))
-    return Side(seconds | {"total": (folder / "figures.json").stat().st_mtime - started}, peaks)
+    total = (folder / "figures.json").stat().st_mtime - started
+    return _side(figures, total, sum(seconds for seconds, _, _ in figures.values()), peak)
+
+
+def _side(figures: Mapping[Any, tuple[float, float, float]], total: float, at_work: float, peak_bytes: int) -> Side:
+    """Of a side whose stages ran for `at_work` of its `total` seconds, one at least at a time."""
+    besides = {stage: seconds - steps for stage, (seconds, steps, _) in figures.items()}
+    return Side(
+        {stage: seconds for stage, (seconds, _, _) in figures.items()} | {"total": total},
+        besides | {"total": sum(besides.values()) + total - at_work},
+        {stage: peak for stage, (_, _, peak) in figures.items()} | {"total": peak_bytes / 1e9},
+    )
+
+
+def covered(intervals: Iterable[tuple[float, float]]) -> float:
+    """How long at least one of the intervals lasts."""
+    length, until = 0.0, -inf
+    for start, end in sorted(intervals):
+        length += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return length
 
 
 def run_peer(command: Path, recipe: Path, seed: int, base: Path, folder: Path) -> Side:
@@ -85,7 +120,7 @@ def run_peer(command: Path, recipe: Path, seed: int, base: Path, folder: Path) -
         if stage != "reward":  # of a reward model it keeps adapter and head
             _run_peer(command, "export", merging, folder)
         seconds[stage] = time.time() - started
-    return Side(seconds | {"total": sum(seconds.values())}, {})
+    return Side(seconds | {"total": sum(seconds.values())}, {}, {})
 
 
 def _peer_arguments(asked: Recipe, stage: str, seed: int, folder: Path) -> dict[str, Any]:
@@ -140,7 +175,14 @@ def _run_peer(command: Path, doing: str, settings: dict[str, Any], folder: Path)
     _run([str(command), doing, str(file)], folder, folder)
 
 
-def _run(command: list[str], folder: Path, home: Path) -> None:
+def _run(command: list[str], folder: Path, home: Path) -> int:
+    """The most memory that its processes held together, in bytes."""
     environment = os.environ | {"ALIGN_HOME": str(home), "HF_HUB_OFFLINE": "1"}
-    with (folder / "output.txt").open("a") as output:
-        subprocess.run(command, env=environment, stdout=output, stderr=subprocess.STDOUT, check=True)  # noqa: S603
+    with (
+        (folder / "output.txt").open("a") as output,
+        subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT) as process,  # noqa: S603
+        watched(process.pid) as peak,
+    ):
+        if process.wait():
+            raise SystemExit(f"{command[0]} ended with exit code {process.returncode}; see {folder / 'output.txt'}")
+    return peak.pss_bytes

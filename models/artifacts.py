@@ -63,6 +63,8 @@ class Attempt(Contract):
     """UTC time, ISO 8601."""
     seconds: float
     """Wall time of the attempt."""
+    training_seconds: float = 0.0
+    """The part of it from the first optimizer step to the last; the rest is loading, merging, checking and writing."""
     outcome: Outcome
     """How it ended; `killed`: its training process was, `died`: the flow's process went away as well."""
     cause: str = ""

@@ -135,6 +135,7 @@ class AttemptRecorder:
         self._first_step: int | None = None
         self._step = 0
         self._peak_bytes = 0
+        self._training: tuple[float, float] | None = None
 
     def __enter__(self) -> "AttemptRecorder":
         self._started = utc_now()
@@ -162,6 +163,8 @@ class AttemptRecorder:
         if said.get("total_steps"):
             self._step = said["step"]
             self._first_step = self._step if self._first_step is None else self._first_step
+            now = time.monotonic()
+            self._training = (self._training[0] if self._training else now, now)
         self._listener(said)
 
     def note_peak(self, peak_bytes: int) -> None:
@@ -181,6 +184,7 @@ class AttemptRecorder:
             device=self._execution.machine.device,
             started=self._started,
             seconds=time.monotonic() - self._clock,
+            training_seconds=self._training[1] - self._training[0] if self._training else 0.0,
             outcome=outcome,
             cause=cause,
             resumed_from_step=self._first_step or 0,

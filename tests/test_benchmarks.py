@@ -7,6 +7,7 @@ import pytest
 from benchmarks.heldout import apart
 from benchmarks.micro_batches import Case, micro_batch
 from benchmarks.shapes import SHAPES, write_recipe
+from benchmarks.sides import covered
 from models.evaluation import Estimate
 from settings.recipes import load_recipe
 from settings.settings import Settings
@@ -40,3 +41,9 @@ def test_a_micro_batch_has_the_lengths_that_are_asked_for() -> None:
     assert len({tuple(row[:4]) for row in rows["input_ids"].tolist()}) == 1
     assert len({tuple(row[:9]) for row in rows["input_ids"].tolist()}) == 2
     assert (rows["labels"] != -100).sum() == 8
+
+
+def test_what_ran_side_by_side_counts_once() -> None:
+    assert covered([(4.0, 6.0), (0.0, 3.0), (1.0, 2.0), (2.5, 4.5)]) == 6.0
+    assert covered([(0.0, 1.0), (2.0, 3.0)]) == 2.0
+    assert not covered([])
