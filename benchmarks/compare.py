@@ -16,9 +16,9 @@ at once, shared pages counted once, looked at twice a second.
 LLaMA-Factory joins where its command is given. Its stages are processes that train and others that merge, each of which
 imports its libraries, which takes a stage of the others nothing; its total is their sum.
 
-Both sides' checkpoints are then judged on the recipe's held-out rows. Where a figure differs by more than the 95 %
-intervals, one side has learned something else, and the exit code is 1. Rows of the other shapes have nothing for GRPO
-to learn in so few steps: there it is the other stages that this guards.
+Both sides' checkpoints are then judged on the recipe's held-out rows: exact matches, ranked pairs, loss on accepted
+answers, and the score that the pipeline's reward model gives to replies. Where a figure differs by more than the 95 %
+intervals, one side has learned something else, and the exit code is 1.
 """
 # ruff: noqa: T201 - a benchmark prints
 
@@ -87,7 +87,10 @@ def _rounds(
         rounds.append(_round({name: sides[name] for name in order}, recipe_file, seed, base, folder))
         models = {"ours": _our_models(seed, folder), "plain": _plain_models(seed, folder)}
         models |= {"peer": _peer_models(seed, folder)} if "peer" in sides else {}
-        found = {name: measure(side, heldout, execution, folder / "judged") for name, side in models.items()}
+        found = {
+            name: measure(side, models["ours"]["reward"], heldout, execution, folder / "judged")
+            for name, side in models.items()
+        }
         for figure in found["ours"]:
             told = "  ".join(f"{name} {figures[figure]}" for name, figures in found.items() if figure in figures)
             print(f"round {seed} {figure:30} {told}", flush=True)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from threading import Thread
 
 import psutil
@@ -10,12 +11,13 @@ import psutil
 _SECONDS_BETWEEN = 0.5
 
 
+@dataclass
 class Peak:
     """The most that was seen so far."""
 
-    rss_bytes = 0
+    rss_bytes: int = 0
     """Pages of each process."""
-    pss_bytes = 0
+    pss_bytes: int = 0
     """Pages that several share counted once."""
 
 

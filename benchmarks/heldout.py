@@ -17,7 +17,7 @@ from tasks.dataset import prepare_dataset
 from tasks.evaluate import held_out
 from tasks.execution import Execution
 
-FIGURES = ("exact_match", "preference_accuracy")
+FIGURES = ("exact_match", "preference_accuracy", "loss", "reward_score")
 
 
 def held_out_rows(recipe: Recipe, execution: Execution) -> dict[str, Any]:
@@ -33,20 +33,25 @@ def held_out_rows(recipe: Recipe, execution: Execution) -> dict[str, Any]:
 
 
 def measure(
-    models: Mapping[Stage, Path], heldout: dict[str, Any], execution: Execution, folder: Path
+    models: Mapping[Stage, Path], scorer: Path, heldout: dict[str, Any], execution: Execution, folder: Path
 ) -> dict[str, Estimate]:
     """The figures of checkpoints, by stage and name.
 
     Args:
         models: The checkpoints' folders.
+        scorer: A reward model, the same for all sides, that scores the policies' replies.
         heldout: Of `held_out_rows`.
         execution: Its threads and precision.
         folder: Where results are written.
     """
+
+    def checkpoint(stage: Stage, path: Path) -> Checkpoint:
+        return Checkpoint(path=path, fingerprint="0" * 64, stage=stage, precision=execution.precision)
+
     found: dict[str, Estimate] = {}
     for stage, path in models.items():
-        judged = Checkpoint(path=path, fingerprint="0" * 64, stage=stage, precision=execution.precision)
-        asked = EvaluationInput(checkpoint=judged, **heldout)
+        scored = {"reward_model": checkpoint("reward", scorer)} if stage != "reward" else {}
+        asked = EvaluationInput(checkpoint=checkpoint(stage, path), **scored, **heldout)
         call, options = (asked, EvaluationPlan(device="cpu"), folder / stage), ChildOptions(threads=execution.threads)
         result = run_in_child(entry.evaluate, call, options, lambda report: None, lambda line: None)
         figures = {f"{stage}: {name.replace('_', ' ')}": getattr(result, name) for name in FIGURES}

@@ -30,6 +30,14 @@ SAME_NAME = (
 TRANSLATED = ("dataset", "batch_size", "warmup_ratio", "sft_weight", "rewards")
 """Keys of the recipe that are read under their own name below."""
 
+OWN: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "sft": lambda asked: {"completion_only_loss": True},
+    "reward": lambda asked: {},
+    "dpo": lambda asked: {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, asked["sft_weight"]]},
+    "grpo": lambda asked: {"reward_weights": [one["weight"] for one in asked["rewards"]]},
+}
+"""Arguments of one stage's trainer."""
+
 recipe = yaml.safe_load(RECIPE.read_text())
 
 
@@ -44,10 +52,12 @@ def arguments(stage: str, folder: Path, seed: int) -> dict[str, Any]:
         "seed": seed,
         "use_cpu": True,
         "bf16": False,
-        "gradient_checkpointing": False,
+        "activation_checkpointing": False,
         "save_strategy": "no",
         "report_to": [],
-    } | {key: asked[key] for key in SAME_NAME if key in asked}
+        **{key: asked[key] for key in SAME_NAME if key in asked},
+        **OWN[stage](asked),
+    }
 
 
 def rows(stage: str) -> list[dict[str, Any]]:
@@ -94,7 +104,7 @@ def train_sft(parent: Path, folder: Path, seed: int) -> float:
     model, tokenizer = load(parent)
     trainer = SFTTrainer(
         model=model,
-        args=SFTConfig(completion_only_loss=True, **arguments("sft", folder, seed)),
+        args=SFTConfig(**arguments("sft", folder, seed)),
         train_dataset=Dataset.from_list(rows("sft")).select_columns(["prompt", "completion"]),
         processing_class=tokenizer,
         peft_config=LoraConfig(task_type="CAUSAL_LM", **LORA),
@@ -120,10 +130,9 @@ def train_reward(parent: Path, folder: Path, seed: int) -> float:
 def train_dpo(parent: Path, folder: Path, seed: int) -> float:
     """Direct Preference Optimization."""
     model, tokenizer = load(parent)
-    loss = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, recipe["dpo"]["sft_weight"]]}
     trainer = DPOTrainer(
         model=model,
-        args=DPOConfig(**loss, **arguments("dpo", folder, seed)),
+        args=DPOConfig(**arguments("dpo", folder, seed)),
         train_dataset=Dataset.from_list(rows("dpo")).select_columns(["prompt", "chosen", "rejected"]),
         processing_class=tokenizer,
         peft_config=LoraConfig(task_type="CAUSAL_LM", **LORA),
@@ -144,7 +153,7 @@ def train_grpo(parent: Path, reward_model: Path, folder: Path, seed: int) -> flo
     asked = recipe["grpo"]["rewards"]
     trainer = GRPOTrainer(
         model=model,
-        args=GRPOConfig(reward_weights=[one["weight"] for one in asked], **arguments("grpo", folder, seed)),
+        args=GRPOConfig(**arguments("grpo", folder, seed)),
         train_dataset=Dataset.from_list(rows("grpo")).select_columns(["prompt", "answer"]),
         reward_funcs=[rewards[one["kind"]][0] for one in asked],
         reward_processing_classes=[rewards[one["kind"]][1] for one in asked],

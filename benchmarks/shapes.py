@@ -92,6 +92,7 @@ def _recipe(shape: Shape) -> dict[str, Any]:
         },
         "grpo": {
             "dataset": {"path": "prompts.jsonl"},
+            "lr_scheduler_type": "linear",
             "learning_rate": 1e-4,
             "max_steps": 4,
             "batch_size": 16,

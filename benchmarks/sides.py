@@ -43,7 +43,7 @@ def run_pipeline(recipe: Path, seed: int, base: Path, home: Path) -> Side:
     """`align run` in an artifact root that holds nothing but the base model."""
     shutil.copytree(base, home / "base" / base.name)
     started = time.time()
-    peak = _run([str(Path(sys.executable).parent / "align"), "run", str(recipe), "--seed", str(seed)], home, home)
+    peak = _run([str(Path(sys.executable).parent / "align"), "run", str(recipe), "--seed", str(seed)], home)
     store = ArtifactStore(home)
     found = {made.identity["stage"]: (path, made) for path, made in store.manifests("checkpoint")}
     finished = {stage: _finished(found[stage][0]) for stage in STAGES}
@@ -67,7 +67,7 @@ def run_plain(recipe: Path, seed: int, base: Path, folder: Path) -> Side:
     """The plain script, which writes what its stages took to a file."""
     folder.mkdir(parents=True, exist_ok=True)
     started = time.time()
-    peak = _run([sys.executable, str(_HERE / "plain_trl.py"), *map(str, (recipe, base, folder, seed))], folder, folder)
+    peak = _run([sys.executable, str(_HERE / "plain_trl.py"), *map(str, (recipe, base, folder, seed))], folder)
     figures = json.loads((folder / "figures.json").read_text())
     total = (folder / "figures.json").stat().st_mtime - started
     return _side(figures, total, sum(seconds for seconds, _, _ in figures.values()), peak)
@@ -172,12 +172,12 @@ def _write_peer_data(asked: Recipe, folder: Path) -> None:
 def _run_peer(command: Path, doing: str, settings: dict[str, Any], folder: Path) -> None:
     file = folder / f"{doing}.yaml"  # its reader of JSON fails on any file
     file.write_text(json.dumps(settings))
-    _run([str(command), doing, str(file)], folder, folder)
+    _run([str(command), doing, str(file)], folder)
 
 
-def _run(command: list[str], folder: Path, home: Path) -> int:
-    """The most memory that its processes held together, in bytes."""
-    environment = os.environ | {"ALIGN_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+def _run(command: list[str], folder: Path) -> int:
+    """Run it in a folder of its own; the most memory that its processes held together, in bytes."""
+    environment = os.environ | {"ALIGN_HOME": str(folder), "HF_HUB_OFFLINE": "1"}
     with (
         (folder / "output.txt").open("a") as output,
         subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT) as process,  # noqa: S603

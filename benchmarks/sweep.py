@@ -15,6 +15,7 @@ from statistics import median
 import matplotlib as mpl
 import torch
 from matplotlib import pyplot as plt
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from benchmarks.micro_batches import DTYPES, Case, Measured, measure
 
@@ -74,6 +75,9 @@ def plot(found: Mapping[str, Sequence[Measured]], file: Path) -> None:
         panel.grid(alpha=0.3, which="both")
     for panel in panels[:, 0]:
         panel.set_ylabel("seconds of one thread")
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        panel.yaxis.set_minor_formatter(NullFormatter())
     panels.flat[0].legend(frameon=False)
     figure.savefig(file, metadata={"Date": None})
 

@@ -48,7 +48,7 @@ class Attempt(Contract):
     gradient_checkpointing: bool = False
     """Whether activations were recomputed in the backward pass."""
     share_prompts: bool = False
-    """Whether a prompt was computed once for all completions of a micro-batch that have it."""
+    """Whether what rows of a micro-batch have in common at their beginnings was computed once."""
     processes: int = 1
     """Processes that trained together."""
     sharding: Sharding = "ddp"
@@ -64,7 +64,7 @@ class Attempt(Contract):
     seconds: float
     """Wall time of the attempt."""
     training_seconds: float = 0.0
-    """The part of it from the first optimizer step to the last; the rest is loading, merging, checking and writing."""
+    """The part of it in which the trainer was at work; the rest is loading, merging, checking and writing."""
     outcome: Outcome
     """How it ended; `killed`: its training process was, `died`: the flow's process went away as well."""
     cause: str = ""

@@ -89,15 +89,11 @@ def serve(
         pipes: For events, and for what is printed.
     """
     events, output = pipes
+    _print_to(output)
     _die_with_server()
     os.setpgid(0, 0)  # a group of its own, so that all that it starts can be ended with it
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
-    for descriptor in (1, 2):
-        os.dup2(output.fileno(), descriptor)
-    output.close()
-    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
-    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     os.environ.update(options.environment)
     _name_levels()
     _see_accelerators(options.places)
@@ -111,6 +107,15 @@ def serve(
         events.send(("returned", result, _peak_memory_bytes()))
     except Exception as error:  # whatever it is, it has to cross the process border
         events.send(("failed", _describe(error), _peak_memory_bytes()))
+
+
+def _print_to(output: Connection) -> None:
+    """Have all that this process prints go there."""
+    for descriptor in (1, 2):
+        os.dup2(output.fileno(), descriptor)
+    output.close()
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
 
 
 def _name_levels() -> None:

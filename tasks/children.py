@@ -77,7 +77,7 @@ class Child:
                 message: Message = self.events.recv()
                 kind, value, peak = message
                 return (value.kind, value, peak) if kind == "failed" else message
-        except EOFError:
+        except (EOFError, OSError):  # the end of the pipe, or amid a message
             pass
         self.process.join()
         self._reader.join(timeout=5)

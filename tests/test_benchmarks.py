@@ -1,16 +1,23 @@
 """What the benchmarks hold side by side: recipes of other lengths, and figures that must not differ."""
 
+from importlib import import_module
 from pathlib import Path
+from runpy import run_path
+from typing import Any
 
 import pytest
+from trl import DPOConfig, GRPOConfig, RewardConfig, SFTConfig
 
 from benchmarks.heldout import apart
 from benchmarks.micro_batches import Case, micro_batch
 from benchmarks.shapes import SHAPES, write_recipe
 from benchmarks.sides import covered
+from models.artifacts import Checkpoint, Dataset, TrainingStage
 from models.evaluation import Estimate
-from settings.recipes import load_recipe
+from models.stages import DPOInput, GRPOInput, RewardInput, SFTInput
+from settings.recipes import load_recipe, shipped_recipes
 from settings.settings import Settings
+from tasks.core.plan import TrainingPlan
 from tasks.preflight import preflight
 
 
@@ -41,6 +48,35 @@ def test_a_micro_batch_has_the_lengths_that_are_asked_for() -> None:
     assert len({tuple(row[:4]) for row in rows["input_ids"].tolist()}) == 1
     assert len({tuple(row[:9]) for row in rows["input_ids"].tolist()}) == 2
     assert (rows["labels"] != -100).sum() == 8
+
+
+PLAIN = Path(__file__).parent.parent / "benchmarks" / "plain_trl.py"
+INPUTS: dict[TrainingStage, Any] = {"sft": SFTInput, "reward": RewardInput, "dpo": DPOInput, "grpo": GRPOInput}
+CONFIGURATIONS = {"sft": SFTConfig, "reward": RewardConfig, "dpo": DPOConfig, "grpo": GRPOConfig}
+OF_NO_WEIGHT = {
+    *("output_dir", "run_name", "project", "report_to", "disable_tqdm", "save_strategy", "save_total_limit"),
+    *("logging_steps", "logging_first_step", "logging_nan_inf_filter"),
+    *("num_train_epochs", "data_seed"),  # steps are given, and the seed
+}
+
+
+@pytest.mark.parametrize("name", ["quickstart", *SHAPES])
+def test_both_sides_train_with_the_same_arguments(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write_recipe(name, tmp_path / "shape") if name in SHAPES else shipped_recipes()[name]
+    monkeypatch.setattr("sys.argv", ["plain_trl.py", str(file)])
+    script, recipe = run_path(str(PLAIN)), load_recipe(str(file))
+    policy = Checkpoint(path=tmp_path, fingerprint="0" * 64, stage="sft", precision="bf16")
+    rows = Dataset(path=tmp_path, fingerprint="0" * 64, rows=1, source="rows")
+    for stage, kind in INPUTS.items():
+        asked = getattr(recipe, stage)
+        plan = TrainingPlan(device="cpu", per_device_train_batch_size=asked.batch_size, gradient_accumulation_steps=1)
+        made = kind(policy=policy, dataset=rows, hyperparameters=asked, seed=1, precision="bf16")
+        make = getattr(import_module(f"tasks.core.{stage}"), f"{stage}_arguments")
+        sides = (make(made, plan, tmp_path), script["arguments"](stage, tmp_path, 1))
+        ours, theirs = (CONFIGURATIONS[stage](**side).to_dict() for side in sides)
+        assert {key: ours[key] for key in ours.keys() - OF_NO_WEIGHT} == {
+            key: theirs[key] for key in theirs.keys() - OF_NO_WEIGHT
+        }
 
 
 def test_what_ran_side_by_side_counts_once() -> None:

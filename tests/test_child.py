@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -92,6 +93,13 @@ def failing_after_much(report: Report) -> None:
 def buggy(report: Report) -> float:
     denominator = 0
     return 1 / denominator
+
+
+def killed_amid_a_report(report: Report) -> None:
+    """Nothing can be read as fast as that."""
+    threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    while True:
+        report(bytes(1 << 28))
 
 
 def killing_itself(number: int, report: Report) -> None:
@@ -204,6 +212,12 @@ def test_sigkill_is_want_of_memory_where_the_kernel_says_so(
     with pytest.raises(StageError, match=r"SIGKILL.*it held \d\.\d GB") as caught:
         run(killing_itself, signal.SIGKILL)
     assert caught.type is error
+
+
+def test_a_kill_amid_a_report_is_a_kill(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.child.out_of_memory_kills", lambda: 0)
+    with pytest.raises(Killed, match="SIGKILL"):
+        run(killed_amid_a_report)
 
 
 def test_kills_by_the_kernel_are_counted() -> None:

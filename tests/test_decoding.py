@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from models.errors import StageError
 from tasks.core.decoding import complete, merged_adapters
 from tasks.core.loading import load_policy
 
@@ -114,3 +115,17 @@ def test_what_rounding_would_lose_is_not_merged(tiny_model: Path) -> None:
     policy = adapted(load_policy(tiny_model, torch.bfloat16))
     with merged_adapters(policy):
         assert not any(getattr(module, "merged", False) for module in policy.modules())
+
+
+def test_what_drops_out_in_training_is_not_merged(tiny_model: Path) -> None:
+    dropping = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], lora_dropout=0.1)
+    policy = get_peft_model(load_policy(tiny_model, torch.float32), dropping)
+    with merged_adapters(policy):
+        assert not any(getattr(module, "merged", False) for module in policy.modules())
+
+
+def test_nothing_is_drawn_from_scores_that_are_not_finite(tiny_model: Path) -> None:
+    model = load_policy(tiny_model, torch.float32)
+    model.get_input_embeddings().weight.data[PROMPTS[0][0]] = torch.nan
+    with pytest.raises(StageError, match="not finite; lower the learning rate"):
+        complete(model, PROMPTS, NEVER, 0, do_sample=True, max_new_tokens=2, pad_token_id=0)

@@ -4,6 +4,7 @@ FlexAttention refuses backward passes on a CPU, for want of a compiled one; here
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from transformers.integrations.flex_attention import flex_attention_forward
 from trl.trainer.utils import add_fused_lm_head
 
 from tasks.core import packed_attention
+from tasks.core.loading import load_tokenizer
+from tasks.core.scoring import Dialog, reward_scores
 from tests.test_shared_prompt import MODELS, RAGGED, assert_agree, build, shared, with_adapter
 
 pytestmark = [
@@ -56,6 +59,16 @@ def test_blocks_give_the_same(name: str, way: str, in_blocks: list[int], capsys:
 
     assert_agree(make, RAGGED, capsys)
     assert len(in_blocks) > 2
+
+
+def test_blocks_serve_where_nothing_is_trained(in_blocks: list[int], tiny_model: Path, capsys: Any) -> None:
+    dialogs = [Dialog(list(range(1, 20)) + reply, 19) for reply in ([9, 8, 7], [9, 8, 1, 2], [5])]
+    tokenizer = load_tokenizer(tiny_model)
+    scorer = build("Llama", "ForSequenceClassification", num_labels=1).eval()
+    expected = reward_scores(scorer, tokenizer, dialogs)
+    assert reward_scores(shared(scorer), tokenizer, dialogs) == pytest.approx(expected, abs=1e-5)
+    assert len(in_blocks) > 1
+    assert not capsys.readouterr().out
 
 
 def test_narrow_rows_take_a_dense_mask(in_blocks: list[int], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

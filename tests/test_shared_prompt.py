@@ -152,6 +152,18 @@ def test_recomputed_activations_give_the_same(capsys: Any) -> None:
     assert_agree(make, RAGGED, capsys)
 
 
+def test_16_bits_differ_by_rounding_alone(capsys: Any) -> None:
+    def figures(prepare: Callable[[Any], Any], dtype: torch.dtype) -> torch.Tensor:
+        model = build("Llama")
+        add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+        return scores_and_gradients(prepare(model.to(dtype)), RAGGED)[0].float()
+
+    exact = figures(lambda model: model, torch.float32)
+    ours, theirs = (figures(prepare, torch.bfloat16) - exact for prepare in (shared, lambda model: model))
+    assert not capsys.readouterr().out
+    assert float(ours.norm()) < 1.5 * float(theirs.norm())
+
+
 def test_4_bit_weights_give_the_same(tmp_path: Path, capsys: Any) -> None:
     wide = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 4}
     folder = build_tiny_model(tmp_path / "model", shape=wide)
@@ -327,6 +339,30 @@ def test_replies_are_scored_the_same(name: str, tiny_model: Path) -> None:
     assert max(seen[-2:]) < min(usual)
     for mine, plain in zip(ours, theirs, strict=True):
         assert mine == pytest.approx(plain, abs=1e-4)
+
+
+def test_layers_that_add_a_mask_of_their_own_are_left_alone(capsys: Any) -> None:
+    """GPT-Neo's count their window along the row, whatever mask they get: that shows in wide rows alone."""
+    small = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "vocab_size": 61, "window_size": 64}
+    config = transformers.GPTNeoConfig(**small, attention_types=[[["global", "local"], 1]])
+    _scores_as_ever(transformers.GPTNeoForCausalLM(config).eval())
+    assert "takes no mask of its own" in capsys.readouterr().out
+
+
+def test_a_model_that_counts_padding_in_positions_is_left_alone(capsys: Any) -> None:
+    """Whether or not its first batch has any."""
+    small = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 61}
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**small)).eval()
+    torch.nn.init.normal_(model.transformer.wpe.weight)
+    _scores_as_ever(model)
+    assert "its states would be off by" in capsys.readouterr().out
+
+
+def _scores_as_ever(model: Any) -> None:
+    rows = batch([9, 9], [[5, 5], [5, 5]])
+    rows = {name: rows[name] for name in ("input_ids", "attention_mask")}
+    expected = model(**rows).logits
+    torch.testing.assert_close(shared(model)(**rows, use_cache=False).logits, expected, rtol=0, atol=0)
 
 
 def test_an_encoder_scores_as_ever(capsys: Any) -> None:

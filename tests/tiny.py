@@ -45,12 +45,13 @@ def build_tiny_model(
     chat_template: str | None = CHAT_TEMPLATE,
     seed: int = 0,
     dtype: str = "fp32",
-    shape: dict[str, int] | None = None,
+    shape: dict[str, Any] | None = None,
+    kind: str = "llama",
 ) -> Path:
-    """Write a Llama of two layers (or of the shape given) with random weights and its tokenizer to `folder`."""
+    """Write a model of two layers (or of the shape given) with random weights and its tokenizer to `folder`."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate([*_SPECIAL, *alphabet])}
@@ -65,7 +66,8 @@ def build_tiny_model(
     shape = shape or {}
     width = shape.get("hidden_size", 32)
     small = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2, "vocab_size": len(tokenizer)}
-    config = LlamaConfig(
+    config = AutoConfig.for_model(
+        kind,
         **small | {"num_attention_heads": 4, "num_key_value_heads": 2} | shape,
         max_position_embeddings=512,
         pad_token_id=tokenizer.pad_token_id,
@@ -73,7 +75,8 @@ def build_tiny_model(
         bos_token_id=tokenizer.bos_token_id,
         tie_word_embeddings=True,
     )
-    LlamaForCausalLM(config).to(torch.bfloat16 if dtype == "bf16" else torch.float32).save_pretrained(folder)
+    model = AutoModelForCausalLM.from_config(config)
+    model.to(torch.bfloat16 if dtype == "bf16" else torch.float32).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

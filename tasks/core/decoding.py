@@ -16,6 +16,8 @@ from peft.tuners.lora import Linear
 from torch import nn
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
+from models.errors import StageError
+
 
 @torch.no_grad()
 def complete(
@@ -68,10 +70,11 @@ def _padded(prompts: Sequence[list[int]], padding: int) -> torch.Tensor:
 
 def _read(model: Any, ids: torch.Tensor, mask: torch.Tensor, rows: torch.Tensor) -> DynamicCache:
     """Keys and values of each prompt but its last token, once for each of `rows`."""
-    decoder = _without_adapters(model).base_model
-    cache = DynamicCache(config=decoder.config)
+    plain = _without_adapters(model)
+    cache = DynamicCache(config=plain.config)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    decoder(input_ids=ids[:, :-1], attention_mask=mask[:, :-1], position_ids=positions[:, :-1], past_key_values=cache)
+    prompts = {"input_ids": ids[:, :-1], "attention_mask": mask[:, :-1], "position_ids": positions[:, :-1]}
+    plain(**prompts, past_key_values=cache, logits_to_keep=1)  # as a whole: mixed precision is the whole model's
     cache.reorder_cache(rows)
     return cache
 
@@ -132,7 +135,10 @@ def _chosen(scores: torch.Tensor, do_sample: bool) -> torch.Tensor:
     if not do_sample:
         return scores.argmax(-1, keepdim=True)
     # One random number a row, where `torch.multinomial` draws one for every token of the vocabulary.
-    shares = scores.softmax(-1).double().cumsum(-1)
+    precise = torch.float32 if scores.device.type == "mps" else torch.float64  # which Apple's devices do not have
+    shares = scores.softmax(-1).to(precise).cumsum(-1)
+    if not shares[:, -1].isfinite().all():
+        raise StageError("the model's scores of the next token are not finite; lower the learning rate")
     drawn = torch.rand(len(scores), 1, dtype=shares.dtype, device=shares.device) * shares[:, -1:]
     return torch.searchsorted(shares, drawn, right=True)
 
@@ -141,7 +147,7 @@ def _selected(state: dict[str, Any], rows: torch.Tensor, batch: int) -> dict[str
     """What the model takes besides tokens, for some rows of a batch."""
     state["past_key_values"].reorder_cache(rows)  # the one selection that layers without attention have, too
     return {
-        name: value[rows] if isinstance(value, torch.Tensor) and len(value) == batch else value
+        name: value[rows] if isinstance(value, torch.Tensor) and value.shape[:1] == (batch,) else value
         for name, value in state.items()
     }
 
@@ -150,7 +156,8 @@ def _selected(state: dict[str, Any], rows: torch.Tensor, batch: int) -> dict[str
 def merged_adapters(model: Any) -> Iterator[None]:
     """LoRA adapters added to the weights that they adapt, which afterwards are, bit for bit, what they were.
 
-    Weights in 4 bits, and those whose format would round the adapters off, stay as they are.
+    Weights in 4 bits, those whose format would round the adapters off, and those whose adapters drop out stay as they
+    are.
     """
     layers = [each for each in model.modules() if isinstance(each, Linear) and not each.merged and _is_exact(each)]
     kept = [layer.get_base_layer().weight.data for layer in layers]
@@ -166,4 +173,5 @@ def merged_adapters(model: Any) -> Iterator[None]:
 
 def _is_exact(layer: Linear) -> bool:
     weight: torch.Tensor = layer.get_base_layer().weight
-    return weight.dtype == torch.float32
+    drops_out = any(isinstance(each, nn.Dropout) and each.p > 0 for each in layer.lora_dropout.values())
+    return weight.dtype == torch.float32 and not drops_out

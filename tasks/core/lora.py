@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.artifacts import Precision
@@ -104,10 +105,18 @@ def merge(
 
     The adapter was trained on the parent's weights as rounded to 4 bits where it was quantised: those it is added to.
     """
-    fresh = _LOADERS[task](parent, DTYPES[precision] if quantization else torch.float32, "cpu", quantization)
-    adapted = PeftModel.from_pretrained(dequantized(fresh), adapter)
+    load, dtype = _LOADERS[task], DTYPES[precision]
+    if quantization:
+        fresh = dequantized(load(parent, dtype, "cpu", quantization))
+    else:
+        fresh = load(parent, "auto")
+        fresh = fresh if fresh.dtype == dtype else fresh.float()
+    adapted = PeftModel.from_pretrained(fresh, adapter)
+    for layer in adapted.modules():
+        if isinstance(layer, BaseTunerLayer):  # nothing is added to other weights, which keep their format
+            layer.get_base_layer().float()
     merged: PreTrainedModel = adapted.merge_and_unload()
-    return merged.to(DTYPES[precision])
+    return merged.to(dtype)
 
 
 def _write(model: PreTrainedModel, workspace: Workspace) -> None:

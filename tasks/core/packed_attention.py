@@ -52,24 +52,30 @@ class PackedAttention:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self._config = model.config.get_text_config()
-        self._in_blocks = False
 
     def refusal(self) -> str | None:
         """Why the model takes no mask of its own for each token; none: it does."""
         attention = self._config._attn_implementation
-        if attention in {"sdpa", "eager", _EITHER} and self._layers() <= _KNOWN_LAYERS:
+        # Older models' layers add masks of their own to the one that they get, counted along the row.
+        takes_any = self._model._supports_attention_backend and attention in {"sdpa", "eager", _EITHER}
+        if takes_any and self._layers() <= _KNOWN_LAYERS:
             return None
         return f"{attention} attention or one of its layers takes no mask of its own for each token"
 
-    def try_blocks(self) -> None:
-        """Go on in blocks where the accelerator computes the same with them; else the log says why not."""
+    def try_blocks(self, dtype: torch.dtype) -> None:
+        """Go on in blocks where the accelerator computes the same with them; else the log says why not.
+
+        Args:
+            dtype: The number format that the model computes in.
+        """
         if not may_take_blocks(self._model) or self._config._attn_implementation != "sdpa":
             return
-        reason = _blocks_fail(self._config, self._model.dtype, self._model.device)
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(self._model.device.type, enabled=False):
+            reason = _blocks_fail(self._config, dtype, self._model.device)
         if reason:
             print(f"attention over packed rows takes a dense mask, not blocks: {reason}")  # noqa: T201
-            return
-        self._in_blocks, self._config._attn_implementation = True, _EITHER
+        else:
+            self._config._attn_implementation = _EITHER
 
     def masks(self, packing: Packing) -> Any:
         """The mask as the model's attention takes it, one for each kind of layer where there are several."""
@@ -79,10 +85,11 @@ class PackedAttention:
         return {"full_attention": self._mask(packing, None), "sliding_attention": self._mask(packing, window)}
 
     def _mask(self, packing: Packing, window: int | None) -> BlockMask | torch.Tensor:
-        if self._in_blocks and packing.input_ids.shape[1] >= _BLOCKS_FROM:
+        attention = self._config._attn_implementation
+        if attention == _EITHER and packing.input_ids.shape[1] >= _BLOCKS_FROM:
             return _blocks(packing, window)
         visible = _dense(packing, window)
-        if self._config._attn_implementation != "eager":
+        if attention != "eager":
             return visible
         dtype = self._model.get_input_embeddings().weight.dtype
         nothing = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
@@ -124,9 +131,8 @@ def _blocks_fail(config: Any, dtype: torch.dtype, device: torch.device) -> str |
     results = []
     try:
         for mask in (_blocks(packing, None), _dense(packing, None)):
-            with torch.enable_grad():
-                states, _ = _attend(module, query, key, value, mask, scaling=size**-0.5)
-                results.append([states.detach(), *torch.autograd.grad(states.square().sum(), inputs)])
+            states, _ = _attend(module, query, key, value, mask, scaling=size**-0.5)
+            results.append([states.detach(), *torch.autograd.grad(states.square().sum(), inputs)])
     except Exception as error:
         if is_out_of_memory(error):
             raise

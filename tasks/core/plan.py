@@ -45,8 +45,8 @@ class TrainingPlan(Contract):
     """What they spread over themselves."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
-    share_prompts: bool = False
-    """Compute a prompt once for all completions of a micro-batch that have it."""
+    share_prompts: bool = True
+    """Compute once what rows of a micro-batch have in common at their beginnings."""
     checkpoint_every_steps: int = 25
     """Most optimizer steps between two trainer checkpoints."""
     checkpoint_every_minutes: float = 5.0
@@ -68,8 +68,8 @@ class EvaluationPlan(Contract):
     """Device to compute on."""
     batch_tokens: int = BATCH_TOKENS
     """Prompt and reply tokens, with padding, that one batch may hold."""
-    share_prompts: bool = False
-    """Compute a prompt once for all replies of a batch that have it."""
+    share_prompts: bool = True
+    """Compute once what rows of a batch have in common at their beginnings."""
 
 
 class TrainingResult(Contract):

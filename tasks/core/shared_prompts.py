@@ -96,16 +96,16 @@ class _Backbone:
     def _packing(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Packing | None:
         """The packed rows, where they pay and the model takes them."""
         if self._model.training and self._drops_out:
-            self._refuses_dropout()
+            self._tell_of_dropout()
             return None
         if self._shares is None and attention_mask.sum(1).min() > 1:  # else no row parts midway
             self._shares = self._agrees(input_ids, attention_mask)
         return pack(input_ids, attention_mask, self._hidden_size) if self._shares else None
 
-    def _refuses_dropout(self) -> None:
-        """Say so, once."""
+    def _tell_of_dropout(self) -> None:
         if not self._told_dropout:
-            self._told_dropout = not _refuse("it trains with dropout, which is drawn for each row")
+            _refuse("it trains with dropout, which is drawn for each row")
+        self._told_dropout = True
 
     def _run(self, packing: Packing) -> Any:
         outputs = self._own(
@@ -118,11 +118,14 @@ class _Backbone:
         return outputs
 
     def _agrees(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> bool:
-        """Whether the model gives the same states in both ways; in every process it runs as often."""
+        """Whether the model gives the same states in both ways.
+
+        Where several processes hold a shard each, both passes take place in all of them.
+        """
         refusal = self._attention.refusal()
         if refusal:
             return _refuse(refusal)
-        self._attention.try_blocks()
+        self._attention.try_blocks(self._dtype())
         input_ids, attention_mask = self._forked(input_ids, attention_mask)
         packing = pack(input_ids, attention_mask, self._hidden_size, always=True)
         if packing is None:
@@ -141,9 +144,13 @@ class _Backbone:
         return off <= allowed or _refuse(f"its states would be off by {off:.2g}, allowed {allowed:.2g}")
 
     def _forked(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The row of a batch with most padding, and one that goes on with other tokens from its middle."""
+        """The row of a batch with most padding, and one that goes on with other tokens from its middle.
+
+        One more place is padded before them: a model that counts it in positions differs at once, and not first in a
+        later batch.
+        """
         row = int(attention_mask.sum(1).argmin())
-        ids, mask = input_ids[row], attention_mask[row]
+        ids, mask = (torch.nn.functional.pad(each[row], (1, 0)) for each in (input_ids, attention_mask))
         places = mask.nonzero().squeeze(1)
         latter = places[len(places) // 2 :]
         other = ids.index_copy(0, latter, (ids[latter] + 1) % self._model.get_input_embeddings().num_embeddings)
@@ -176,9 +183,9 @@ def _score_completions_alone(model: PreTrainedModel, backbone: _Backbone) -> Non
 
     @wraps(getattr(own, "__func__", own))
     def forward(_: PreTrainedModel, *arguments: Any, labels: Any = None, **options: Any) -> Any:
-        if not options.get("fused_lm_head") or labels is None or not (labels[:, 1:] != -100).any():
+        scored = labels[:, 1:] != -100 if options.get("fused_lm_head") and labels is not None else None
+        if scored is None or not scored.any():
             return own(*arguments, labels=labels, **options)
-        scored = labels[:, 1:] != -100
         wanted = torch.nn.functional.pad(scored, (0, 1))  # the state of a token scores the one after it
         with backbone.handing_back(wanted):
             outputs = own(*arguments, shift_labels=labels[:, 1:][scored].unsqueeze(0), **options)
