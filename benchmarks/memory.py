@@ -116,7 +116,12 @@ def _snapshot(folder: Path, rows: list[dict[str, Any]]) -> Dataset:
 
 def _plan(size: Size) -> TrainingPlan:
     rows, accumulation = split_batch(size.batch_size, size.micro_batch)
-    return TrainingPlan(device="cpu", per_device_train_batch_size=rows, gradient_accumulation_steps=accumulation)
+    return TrainingPlan(
+        device="cpu",
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=accumulation,
+        share_prompts=False,  # which estimates do not know of
+    )
 
 
 def _estimate(stage: TrainingInput, size: Size) -> Footprint:

@@ -36,6 +36,7 @@ def shape(stage: Stage, rows: int = 8, *, checkpointing: bool = False, **asked: 
         per_device_train_batch_size=rows,
         gradient_accumulation_steps=8 // rows,
         gradient_checkpointing=checkpointing,
+        share_prompts=False,  # which estimates do not know of
     )
     section = SECTIONS[stage].model_validate(ROWS | asked)
     return StageShape(
