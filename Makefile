@@ -50,8 +50,9 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Half an hour; SHAPE=gsm8k and SHAPE=hh take other lengths of rows.
 bench: install
-	$(BIN)/python -m benchmarks.compare
+	$(BIN)/python -m benchmarks.compare $(if $(SHAPE),--shape $(SHAPE))
 	$(BIN)/python -m benchmarks.shared_prompt
 
 # After changing a bound in pyproject.toml: resolve anew in an empty environment and write both locks.

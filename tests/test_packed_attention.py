@@ -74,7 +74,7 @@ def test_blocks_serve_where_nothing_is_trained(in_blocks: list[int], tiny_model:
 def test_narrow_rows_take_a_dense_mask(in_blocks: list[int], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(packed_attention, "_BLOCKS_FROM", 512)
     assert_agree(lambda: with_figures("Llama"), RAGGED, capsys)
-    assert in_blocks == [640]  # the comparison before the first batch
+    assert in_blocks == [640]  # in the comparison before the first batch
 
 
 def test_what_an_accelerator_cannot_do_in_blocks_goes_with_a_dense_mask(

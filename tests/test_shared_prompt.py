@@ -414,11 +414,20 @@ def make_stage(name: str, model: Path, rows: Dataset, lora: bool) -> TrainingInp
     return made
 
 
+KINDS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 8},
+    "gemma3_text": ALTERNATING | {"head_dim": 8},
+}
+"""Models by Transformers' names, and what else their configurations hold."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+@pytest.mark.parametrize(("kind", "lora"), [("llama", False), *((kind, True) for kind in KINDS)])
 @pytest.mark.parametrize("name", ASKED)
 def test_stages_train_the_same_weights(
-    name: str, lora: bool, tiny_model: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, kind: str, lora: bool, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed: list[bool] = []
 
@@ -435,7 +444,8 @@ def test_stages_train_the_same_weights(
         told = [json.loads(line) for line in source.read_text().splitlines()]
         source = write_rows(tmp_path / "sft.jsonl", [row | {"prompt": f"The sum of {row['prompt']}"} for row in told])
     rows = frozen(tmp_path, DatasetSource(path=str(source)), role)
-    stage = make_stage(name, tiny_model, rows, lora)
+    model = build_tiny_model(tmp_path / "model", kind=kind, shape=KINDS[kind])
+    stage = make_stage(name, model, rows, lora)
     trained = []
     for sharing in (True, False):
         plan = TrainingPlan(
@@ -447,7 +457,7 @@ def test_stages_train_the_same_weights(
     assert sum(packed) >= 2 * STEPS * (0.5 if name == "sft" else 1)  # demonstrations share their first words alone
     assert ours.keys() == theirs.keys()
     assert max(float((ours[key] - theirs[key]).abs().max()) for key in ours) < 1e-4
-    start = load_file(tiny_model / "model.safetensors")
+    start = load_file(model / "model.safetensors")
     assert max(float((ours[key] - start[key]).abs().max()) for key in start if key in ours) > 1e-3
 
 

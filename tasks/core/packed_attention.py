@@ -5,6 +5,8 @@ the machine, for shapes of heads that not every accelerator has room for; so the
 first, states and gradients. Narrow rows stay with the dense mask, since they have few empty blocks.
 """
 
+from collections.abc import Set
+from itertools import product
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -71,7 +73,7 @@ class PackedAttention:
         if not may_take_blocks(self._model) or self._config._attn_implementation != "sdpa":
             return
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(self._model.device.type, enabled=False):
-            reason = _blocks_fail(self._config, dtype, self._model.device)
+            reason = _blocks_fail(self._config, set(self._windows().values()), dtype, self._model.device)
         if reason:
             print(f"attention over packed rows takes a dense mask, not blocks: {reason}")  # noqa: T201
         else:
@@ -79,10 +81,8 @@ class PackedAttention:
 
     def masks(self, packing: Packing) -> Any:
         """The mask as the model's attention takes it, one for each kind of layer where there are several."""
-        window, layers = getattr(self._config, "sliding_window", None), self._layers()
-        if "sliding_attention" not in layers:
-            return self._mask(packing, None if layers else window)
-        return {"full_attention": self._mask(packing, None), "sliding_attention": self._mask(packing, window)}
+        masks = {kind: self._mask(packing, window) for kind, window in self._windows().items()}
+        return masks if len(masks) > 1 else next(iter(masks.values()))
 
     def _mask(self, packing: Packing, window: int | None) -> BlockMask | torch.Tensor:
         attention = self._config._attn_implementation
@@ -94,6 +94,13 @@ class PackedAttention:
         dtype = self._model.get_input_embeddings().weight.dtype
         nothing = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
         return nothing.masked_fill(~visible, torch.finfo(dtype).min)
+
+    def _windows(self) -> dict[str, int | None]:
+        """The window of each kind of layer; none: all of the past."""
+        window, layers = getattr(self._config, "sliding_window", None), self._layers()
+        if "sliding_attention" in layers:
+            return {"full_attention": None, "sliding_attention": window}
+        return {"full_attention": None if layers else window}
 
     def _layers(self) -> set[str]:
         """The kinds of layers, where the model names them."""
@@ -116,34 +123,36 @@ def _dense(packing: Packing, window: int | None) -> torch.Tensor:
     return packing.attends(window)(rows.view(-1, 1, 1, 1), None, width.unsqueeze(1), width)
 
 
-def _blocks_fail(config: Any, dtype: torch.dtype, device: torch.device) -> str | None:
+def _blocks_fail(config: Any, windows: Set[int | None], dtype: torch.dtype, device: torch.device) -> str | None:
     """Why heads of a model's shape cannot attend in blocks here; none: states and gradients are a dense mask's."""
     heads = config.num_attention_heads
     pairs = getattr(config, "num_key_value_heads", None) or heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     module = SimpleNamespace(training=True, num_key_value_groups=heads // pairs, is_causal=True)
     packing = _forked(device)
-    shapes = [(1, count, packing.input_ids.shape[1], size) for count in (heads, pairs, pairs)]
+    rows, width = packing.input_ids.shape
+    shapes = [(rows, count, width, size) for count in (heads, pairs, pairs)]
     draw = torch.Generator(device).manual_seed(0)  # of its own: a stage that goes on draws what it would have drawn
     like: dict[str, Any] = {"dtype": dtype, "device": device, "requires_grad": True}
     inputs = [torch.randn(shape, generator=draw, **like) for shape in shapes]
     query, key, value = inputs
-    results = []
+    found: dict[Any, list[torch.Tensor]] = {_blocks: [], _dense: []}
     try:
-        for mask in (_blocks(packing, None), _dense(packing, None)):
-            states, _ = _attend(module, query, key, value, mask, scaling=size**-0.5)
-            results.append([states.detach(), *torch.autograd.grad(states.square().sum(), inputs)])
+        for way, window in product(found, windows):
+            states, _ = _attend(module, query, key, value, way(packing, window), scaling=size**-0.5)
+            found[way] += [states.detach(), *torch.autograd.grad(states.square().sum(), inputs)]
     except Exception as error:
         if is_out_of_memory(error):
             raise
         return f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    off = max(float((ours - own).norm() / own.norm()) for ours, own in zip(*results, strict=True))
+    off = max(float((ours - own).norm() / own.norm()) for ours, own in zip(*found.values(), strict=True))
     return None if off <= TOLERANCE[dtype] else f"off by {off:.2g}, allowed {TOLERANCE[dtype]:.2g}"
 
 
 def _forked(device: torch.device) -> Packing:
-    """One packed row of four rows that share a block and have one of their own."""
-    rows = torch.arange(1024, device=device).view(4, 256)
-    rows[:, :128] = rows[0, :128]
+    """Two packed rows, each of four rows that share a block and have one of their own."""
+    rows = torch.arange(2048, device=device).view(2, 4, 256)
+    rows[:, :, :128] = rows[:, :1, :128]
+    rows = rows.flatten(0, 1)
     packing = pack(rows, torch.ones_like(rows), hidden_size=4096, always=True)
     return cast(Packing, packing)  # always
