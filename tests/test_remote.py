@@ -192,6 +192,7 @@ def test_a_lease_is_held_by_one_and_handed_on(remote: Remote) -> None:
     second.check()
 
 
+@pytest.mark.slow
 def test_a_lease_that_is_not_renewed_is_taken_over(remote: Remote) -> None:
     first, second = lease(remote, "a"), lease(remote, "b")
     first.acquire(pytest.fail)
@@ -213,6 +214,7 @@ def test_what_the_same_root_left_behind_is_taken_over_at_once(remote: Remote) ->
     lease(remote, "a", 3600).acquire(pytest.fail)
 
 
+@pytest.mark.slow
 @at_length
 def test_of_many_that_take_over_one_succeeds(remote: Remote) -> None:
     lease(remote, "dead", 0.0).acquire(pytest.fail)

@@ -67,6 +67,7 @@ def test_a_damaged_trainer_checkpoint_is_passed_over(
     assert found and found[1].step == 2
 
 
+@pytest.mark.slow
 @at_length
 def test_what_is_trained_is_sent_while_it_is_held(here: ArtifactStore, remote: Remote) -> None:
     with sole_maker(here, remote, "checkpoint", "sft-1", "test", pytest.fail) as check:
