@@ -65,21 +65,24 @@ def align(
 
     common = execution.shared_inputs(recipe)
     base = prepare_base_model.submit(recipe.base_model, execution).result()
-    heldout = held_out(recipe, rows)
-
     demonstrations = rows(recipe.sft.dataset, "sft", stage="sft")
     sft_input = SFTInput(policy=base, dataset=demonstrations, hyperparameters=recipe.sft, **common)
-    sft = train_sft.submit(sft_input, execution).result()
+    training = train_sft.submit(sft_input, execution)
+
+    # All other data are prepared while it trains.
+    heldout = held_out(recipe, rows)
+    reward_pairs = rows(recipe.reward.dataset, "preference", stage="reward") if recipe.reward else None
+    dpo_pairs = rows(recipe.dpo.dataset, "preference", stage="dpo") if recipe.dpo else None
+    prompts = rows(recipe.grpo.dataset, "prompts", recipe.grpo.rewards, "grpo") if recipe.grpo else None
+    sft = training.result()
 
     reward = dpo = grpo = accuracy = None
     side_by_side = execution.shared_by(2 if recipe.reward and recipe.dpo else 1)
     if recipe.reward:
-        pairs = rows(recipe.reward.dataset, "preference", stage="reward")
-        reward_input = RewardInput(policy=sft, dataset=pairs, hyperparameters=recipe.reward, **common)
+        reward_input = RewardInput(policy=sft, dataset=reward_pairs, hyperparameters=recipe.reward, **common)
         reward = train_reward_model.submit(reward_input, side_by_side)
     if recipe.dpo:
-        pairs = rows(recipe.dpo.dataset, "preference", stage="dpo")
-        dpo_input = DPOInput(policy=sft, dataset=pairs, hyperparameters=recipe.dpo, **common)
+        dpo_input = DPOInput(policy=sft, dataset=dpo_pairs, hyperparameters=recipe.dpo, **common)
         dpo = train_dpo.submit(dpo_input, side_by_side)
     if reward:
         ranking = evaluate.submit(EvaluationInput(checkpoint=reward.result(), **heldout), side_by_side)
@@ -89,7 +92,7 @@ def align(
             policy=dpo.result() if dpo else sft,
             reward_model=reward.result() if reward else None,
             reward_accuracy=accuracy,
-            dataset=rows(recipe.grpo.dataset, "prompts", recipe.grpo.rewards, "grpo"),
+            dataset=prompts,
             hyperparameters=recipe.grpo,
             functions=function_digests(recipe.grpo),
             generator=execution.generator,
