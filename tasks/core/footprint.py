@@ -171,9 +171,9 @@ class _Skeleton:
         return DTYPES[self._shape.precision].itemsize * self._parameters if used else 0
 
     def _merging(self) -> int:
-        """The trained model, its parent or what was written, both in float32, and the file that this is read from."""
+        """What was written, in float32, its file, and the trained model where it had no adapters."""
         published = DTYPES[self._shape.precision].itemsize
-        trained = 0.5 if self._shape.quantization else torch.float32.itemsize
+        trained = 0 if self._asked.lora else published
         return int((trained + torch.float32.itemsize + published) * self._parameters)
 
     def _step(self, rows: int) -> "_Use":
