@@ -20,7 +20,7 @@ from flows.operating import doctor, down, up
 from flows.publishing import export
 from flows.queueing import queue
 from flows.reading import print_json, runs, verify
-from flows.session import configure_prefect, fail, in_prefect
+from flows.session import begin_prefect, configure_prefect, fail, in_prefect
 from models.errors import AlignError, InputError
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments: Namespace) -> int:
     recipe = _recipe(arguments)
+    begin_prefect()
     _preflight(recipe, keep=True)
     return _align(recipe, Path(arguments.recipe).stem or "recipe", force=tuple(arguments.force))
 
@@ -66,6 +67,7 @@ def _resume(arguments: Namespace) -> int:
 
     settings = load_settings()
     run = unfinished_run(settings.home, arguments.run)
+    begin_prefect()
     print(f"resuming run {run.id}")
     try:
         found = _preflight(run.recipe, keep=True)
@@ -80,13 +82,8 @@ def _align(recipe: "Recipe", name: str, **options: Any) -> int:
     """Run the pipeline and show its summary."""
     from flows.terminal import make_console, print_summary
 
-    def run() -> "RunRecord":
-        from flows.align import align
-
-        record: RunRecord = align(recipe, name, **options)
-        return record
-
-    print_summary(in_prefect(run), make_console())
+    record: RunRecord = in_prefect("align", recipe, name, **options)
+    print_summary(record, make_console())
     return 0
 
 
@@ -96,16 +93,11 @@ def _retrain(arguments: Namespace) -> int:
 
     check_alias(arguments.alias)
     recipe = _recipe(arguments)
+    begin_prefect()
     _preflight(recipe)
-
-    def run() -> "Retraining":
-        from flows.retrain import retrain
-
-        name = Path(arguments.recipe).stem or "recipe"
-        ended: Retraining = retrain(recipe, name, arguments.promotion, arguments.alias)
-        return ended
-
-    print(in_prefect(run).message)
+    name = Path(arguments.recipe).stem or "recipe"
+    ended: Retraining = in_prefect("retrain", recipe, name, arguments.promotion, arguments.alias)
+    print(ended.message)
     return 0
 
 
@@ -186,14 +178,9 @@ def _compare(arguments: Namespace) -> int:
 
     recipe = build_recipe(arguments.recipe, {}) if arguments.recipe else None
     find_entrants(open_store(), (arguments.a, arguments.b), recipe)
-
-    def run() -> "tuple[Comparison, Path]":
-        from flows.compare import compare
-
-        found: tuple[Comparison, Path] = compare(arguments.a, arguments.b, recipe, arguments.html)
-        return found
-
-    comparison, page = in_prefect(run, quiet=arguments.json)
+    asked = (arguments.a, arguments.b, recipe, arguments.html)
+    found: tuple[Comparison, Path] = in_prefect("compare", *asked, quiet=arguments.json)
+    comparison, page = found
     if arguments.json:
         print_json(comparison.model_dump(mode="json") | {"page": str(page)})
     else:
@@ -209,14 +196,7 @@ def _reproduce(arguments: Namespace) -> int:
     from tasks.reproducing import check_reproduction
 
     check_reproduction(arguments.checkpoint, load_settings())
-
-    def run() -> "Reproduction":
-        from flows.reproduce import reproduce
-
-        found: Reproduction = reproduce(arguments.checkpoint)
-        return found
-
-    found = in_prefect(run, quiet=arguments.json)
+    found: Reproduction = in_prefect("reproduce", arguments.checkpoint, quiet=arguments.json)
     if arguments.json:
         print_json(found.model_dump(mode="json") | {"same": found.same})
     else:

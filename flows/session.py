@@ -4,13 +4,16 @@
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import NoReturn, TypeVar
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from models.errors import AlignError, InputError, StageError
 
-Result = TypeVar("Result")
+if TYPE_CHECKING:
+    from tasks.temporary_server import TemporaryServer
 
 PREFECT_DEFAULTS = {
     "DO_NOT_TRACK": "1",
@@ -31,14 +34,25 @@ def configure_prefect() -> None:
         os.environ.setdefault(variable, value)
 
 
-def in_prefect(run: Callable[[], Result], quiet: bool = False) -> Result:
+@cache
+def begin_prefect() -> "TemporaryServer | None":
+    """Start the server for a flow that this command will call, unless an API is named, before checks and imports."""
+    configure_prefect()
+    from tasks.temporary_server import TemporaryServer
+
+    return None if "PREFECT_API_URL" in os.environ else TemporaryServer()
+
+
+def in_prefect(name: str, *arguments: Any, quiet: bool = False, **options: Any) -> Any:
     """Call a flow with Prefect as the command wants it, and show how its stages go.
 
     Args:
-        run: Imports the flow and calls it.
+        name: The flow and its module in `flows`.
+        arguments: What it gets.
         quiet: Whether the standard output is for the result alone; progress goes to the standard error then.
+        options: What it gets by name.
     """
-    configure_prefect()
+    server = begin_prefect()
     from tasks.child import warm_up
 
     warm_up()
@@ -52,11 +66,14 @@ def in_prefect(run: Callable[[], Result], quiet: bool = False) -> Result:
     console.print("all is checked; starting Prefect")
     try:
         with _leaving_on_signals(), showing_progress(console), explaining_a_full_disk(load_settings().home):
-            return run()
+            flow = getattr(import_module(f"flows.{name}"), name)
+            if server:
+                server.adopt()
+            return flow(*arguments, **options)
     except (httpx.HTTPError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "reach API" not in str(error):
             raise
-        _end_without_api(error)
+        _end_without_api(error, "its temporary server" if server else os.environ["PREFECT_API_URL"])
 
 
 def fail(error: AlignError, code: int) -> int:
@@ -65,13 +82,12 @@ def fail(error: AlignError, code: int) -> int:
     return code
 
 
-def _end_without_api(error: Exception) -> NoReturn:
+def _end_without_api(error: Exception, where: str) -> NoReturn:
     """Say what became of the run and go; what Prefect still has to tell, it would try to hand over for minutes."""
     from flows.terminal import make_console, print_summary
     from settings.settings import load_settings
     from tasks.run_record import opened_run
 
-    where = os.environ.get("PREFECT_API_URL", "its temporary server")
     lost = f"the Prefect API at {where} failed or cannot be reached ({type(error).__name__}: {error})"
     record = None
     with suppress(InputError):  # its record cannot be read

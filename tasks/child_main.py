@@ -20,11 +20,11 @@ from models.contract import Contract
 from models.errors import AlignError, InputError, Killed, Stopped
 from models.launch import LOOPBACK, Launch
 from models.machines import Post
+from tasks.closing import signal_on_death_of
 from tasks.execution import Execution
 from tasks.files import is_disk_full
 from tasks.launch import meeting
 
-_PR_SET_PDEATHSIG = 1
 _M_TOP_PAD = -2
 _TOP_PAD_BYTES = 128 << 10  # glibc's default: nothing is reserved far ahead of need
 
@@ -136,14 +136,6 @@ def _die_with_server() -> None:
     # Every child gets a copy of the server's lifeline, and would keep the server alive without the flow's process.
     os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]
     signal_on_death_of(SERVER, signal.SIGKILL)
-
-
-def signal_on_death_of(parent: int, number: signal.Signals) -> None:
-    """Have this process get a signal when its parent dies, or at once where that has happened."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
-        if os.getppid() != parent:
-            os.kill(os.getpid(), number)
 
 
 def _see_accelerators(places: tuple[int, ...]) -> None:

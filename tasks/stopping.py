@@ -19,8 +19,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled
 
 from tasks.child import stop_all
-from tasks.child_main import signal_on_death_of
-from tasks.closing import closing
+from tasks.closing import closing, signal_on_death_of
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SECONDS_TO_TELL = 5

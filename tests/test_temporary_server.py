@@ -1,0 +1,111 @@
+"""The Prefect server of a command that finds none."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tasks.operations import answers
+from tests.tiny import tiny_recipe, write_recipe
+
+pytestmark = pytest.mark.slow
+
+ADOPTING = """
+from tasks.temporary_server import TemporaryServer
+TemporaryServer().adopt()
+from prefect import get_client
+from prefect.settings import PREFECT_API_URL
+print(PREFECT_API_URL.value(), flush=True)
+input()
+"""
+RUNNING = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that tests in the background has it ignored
+from flows.__main__ import main
+sys.exit(main(["run", sys.argv[1]]))
+"""
+
+
+@pytest.fixture(scope="module")
+def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prefect's folder, with a database once a server has run."""
+    return tmp_path_factory.mktemp("prefect")
+
+
+@contextmanager
+def script(text: str, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """A Python process in a group of its own, as a terminal starts one."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    with subprocess.Popen(
+        [sys.executable, "-c", text, *arguments],
+        env=inherited | environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def first_line(process: subprocess.Popen[str], start: str) -> str:
+    """The first line of its output that starts so."""
+    assert process.stdout
+    told = []
+    for line in process.stdout:
+        told.append(line)
+        if line.startswith(start):
+            return line.strip()
+    pytest.fail(f"it ended without a line that starts with {start!r}:\n{''.join(told)}")
+
+
+def test_it_dies_with_its_command_even_if_that_is_killed(prefect_home: Path) -> None:
+    with script(ADOPTING, PREFECT_HOME=str(prefect_home)) as command:
+        api = first_line(command, "http://127.0.0.1:")
+        assert answers(api)
+        command.kill()
+        command.wait()
+    deadline = time.monotonic() + 30
+    while answers(api):
+        assert time.monotonic() < deadline, f"{api} still answers"
+        time.sleep(0.1)
+
+
+def test_a_profile_that_names_an_api_comes_first(tmp_path: Path) -> None:
+    api = "http://127.0.0.1:9/api"
+    (tmp_path / "profiles.toml").write_text(f'active = "mine"\n[profiles.mine]\nPREFECT_API_URL = "{api}"\n')
+    with script(ADOPTING, PREFECT_HOME=str(tmp_path)) as command:
+        assert first_line(command, "http://") == api
+
+
+def test_one_that_cannot_start_says_why(tmp_path: Path) -> None:
+    (tmp_path / "prefect.db").write_text("this is no database")
+    with script(ADOPTING, PREFECT_HOME=str(tmp_path)) as command:
+        first_line(command, "models.errors.StageError: Prefect's temporary server ended before it answered")
+        assert command.stdout
+        assert "file is not a database" in command.stdout.read()
+
+
+def test_after_ctrl_c_the_run_is_cancelled_in_prefect_too(
+    prefect_home: Path, tiny_model: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path / "tiny.yaml", tiny_recipe(tiny_model, tiny_data, sft={"max_steps": 200}))
+    settings = {"PREFECT_HOME": str(prefect_home), "ALIGN_HOME": str(tmp_path / "home")}
+    with script(RUNNING, str(recipe), **settings) as command:
+        assert command.stdout
+        next(line for line in command.stdout if "training" in line)
+        os.killpg(command.pid, signal.SIGINT)
+        command.stdout.read()
+        assert command.wait(60) == 130
+    with sqlite3.connect(prefect_home / "prefect.db") as database:
+        assert database.execute("SELECT state_type FROM flow_run").fetchall() == [("CANCELLED",)]
