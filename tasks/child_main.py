@@ -1,6 +1,7 @@
 """The child's side of `tasks.child`: a forked process that runs one function and dies with its parent."""
 
 import ctypes
+import gc
 import logging
 import os
 import resource
@@ -20,11 +21,11 @@ from models.contract import Contract
 from models.errors import AlignError, InputError, Killed, Stopped
 from models.launch import LOOPBACK, Launch
 from models.machines import Post
-from tasks.closing import signal_on_death_of
 from tasks.execution import Execution
 from tasks.files import is_disk_full
 from tasks.launch import meeting
 
+_PR_SET_PDEATHSIG = 1
 _M_TOP_PAD = -2
 _TOP_PAD_BYTES = 128 << 10  # glibc's default: nothing is reserved far ahead of need
 
@@ -89,6 +90,7 @@ def serve(
         pipes: For events, and for what is printed.
     """
     events, output = pipes
+    gc.enable()  # the server does without
     _print_to(output)
     _die_with_server()
     os.setpgid(0, 0)  # a group of its own, so that all that it starts can be ended with it
@@ -136,6 +138,14 @@ def _die_with_server() -> None:
     # Every child gets a copy of the server's lifeline, and would keep the server alive without the flow's process.
     os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]
     signal_on_death_of(SERVER, signal.SIGKILL)
+
+
+def signal_on_death_of(parent: int, number: signal.Signals) -> None:
+    """Have this process get a signal when its parent dies, or at once where that has happened."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), number)
 
 
 def _see_accelerators(places: tuple[int, ...]) -> None:

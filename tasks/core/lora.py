@@ -70,7 +70,9 @@ def write_model(
     state = whole_state(trained)
     if not is_main():
         return {}
-    trained = _assembled(state, stage, task) if state else trained
+    if state:
+        trained = _assembled(state, stage, task)
+        state.clear()  # the model has what it held
     load, precision = _LOADERS[task], stage.precision
     expected = outputs(compute_in_float32(trained), tokenizer)
     if isinstance(trained, PeftModel):

@@ -3,10 +3,12 @@
 Nothing here may start a thread, run a kernel or touch an accelerator: a forked child could not go on from that.
 """
 
+import gc
 import logging
 import os
 import signal
 
+gc.disable()  # what is imported stays: looking through it for garbage takes half a second each time
 SERVER = os.getpid()
 """The process that imports this, whose children the training processes are."""
 # A signal to the whole process group is the flow's to answer: were the server to end, its children would die unsaved.
@@ -23,7 +25,11 @@ import peft
 import torch
 import transformers.models.auto.modeling_auto
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, Trainer
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 import tasks.child_main
 from tasks.core import conversion, dpo, entry, evaluation, grpo, reward, sft
+
+get_checkpoint_conversion_mapping("")  # compiles a thousand patterns, once
+gc.freeze()
