@@ -7,6 +7,8 @@ base model ─> train_sft ┤                       ├─> train_grpo ─> eval
 
 from typing import Annotated, Any
 
+from prefect.futures import PrefectFuture
+
 from flows.parameters import checked_flow, titled
 from models.artifacts import Dataset, Stage, TrainingStage
 from models.recipe import GRPO, Recipe
@@ -59,18 +61,18 @@ def align(
 
     def rows(
         source: DatasetSource, role: Role, rules: tuple[Reward | Verifier, ...] = (), stage: Stage | None = None
-    ) -> Dataset:
+    ) -> PrefectFuture[Dataset]:
         asked = (source, role, recipe.system_prompt, execution, rules, cleaning_of(recipe, stage))
-        return prepare_dataset.submit(*asked).result()
+        return prepare_dataset.submit(*asked)
 
     common = execution.shared_inputs(recipe)
     base = prepare_base_model.submit(recipe.base_model, execution).result()
     demonstrations = rows(recipe.sft.dataset, "sft", stage="sft")
-    sft_input = SFTInput(policy=base, dataset=demonstrations, hyperparameters=recipe.sft, **common)
+    heldout = held_out(recipe, lambda *asked: rows(*asked).result())
+    sft_input = SFTInput(policy=base, dataset=demonstrations.result(), hyperparameters=recipe.sft, **common)
     training = train_sft.submit(sft_input, execution)
 
-    # All other data are prepared while it trains.
-    heldout = held_out(recipe, rows)
+    # The other stages' data are prepared while it trains.
     reward_pairs = rows(recipe.reward.dataset, "preference", stage="reward") if recipe.reward else None
     dpo_pairs = rows(recipe.dpo.dataset, "preference", stage="dpo") if recipe.dpo else None
     prompts = rows(recipe.grpo.dataset, "prompts", recipe.grpo.rewards, "grpo") if recipe.grpo else None
@@ -78,21 +80,21 @@ def align(
 
     reward = dpo = grpo = accuracy = None
     side_by_side = execution.shared_by(2 if recipe.reward and recipe.dpo else 1)
-    if recipe.reward:
-        reward_input = RewardInput(policy=sft, dataset=reward_pairs, hyperparameters=recipe.reward, **common)
+    if recipe.reward and reward_pairs:
+        reward_input = RewardInput(policy=sft, dataset=reward_pairs.result(), hyperparameters=recipe.reward, **common)
         reward = train_reward_model.submit(reward_input, side_by_side)
-    if recipe.dpo:
-        dpo_input = DPOInput(policy=sft, dataset=dpo_pairs, hyperparameters=recipe.dpo, **common)
+    if recipe.dpo and dpo_pairs:
+        dpo_input = DPOInput(policy=sft, dataset=dpo_pairs.result(), hyperparameters=recipe.dpo, **common)
         dpo = train_dpo.submit(dpo_input, side_by_side)
     if reward:
         ranking = evaluate.submit(EvaluationInput(checkpoint=reward.result(), **heldout), side_by_side)
         accuracy = ranking.result().preference_accuracy
-    if recipe.grpo:
+    if recipe.grpo and prompts:
         grpo_input = GRPOInput(
             policy=dpo.result() if dpo else sft,
             reward_model=reward.result() if reward else None,
             reward_accuracy=accuracy,
-            dataset=prompts,
+            dataset=prompts.result(),
             hyperparameters=recipe.grpo,
             functions=function_digests(recipe.grpo),
             generator=execution.generator,
