@@ -20,7 +20,7 @@ from flows.operating import doctor, down, up
 from flows.publishing import export
 from flows.queueing import queue
 from flows.reading import print_json, runs, verify
-from flows.session import begin_prefect, configure_prefect, fail, in_prefect
+from flows.session import begin_prefect, fail, in_prefect
 from models.errors import AlignError, InputError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from models.reproduction import Reproduction
     from models.retraining import Retraining
     from models.run import RunRecord
+    from tasks.data.checking import DatasetCheck
     from tasks.forecast import StageForecast
     from tasks.memory_forecast import MemoryForecast
     from tasks.preflight import Preflight
@@ -82,7 +83,11 @@ def _align(recipe: "Recipe", name: str, **options: Any) -> int:
     """Run the pipeline and show its summary."""
     from flows.terminal import make_console, print_summary
 
-    record: RunRecord = in_prefect("align", recipe, name, **options)
+    with in_prefect() as ready:
+        from flows.align import align
+
+        ready()
+        record: RunRecord = align(recipe, name, **options)
     print_summary(record, make_console())
     return 0
 
@@ -95,8 +100,12 @@ def _retrain(arguments: Namespace) -> int:
     recipe = _recipe(arguments)
     begin_prefect()
     _preflight(recipe)
-    name = Path(arguments.recipe).stem or "recipe"
-    ended: Retraining = in_prefect("retrain", recipe, name, arguments.promotion, arguments.alias)
+    with in_prefect() as ready:
+        from flows.retrain import retrain
+
+        ready()
+        name = Path(arguments.recipe).stem or "recipe"
+        ended: Retraining = retrain(recipe, name, arguments.promotion, arguments.alias)
     print(ended.message)
     return 0
 
@@ -115,16 +124,26 @@ def _check(arguments: Namespace) -> int:
         return 0
     console = make_console()
     print_preflight(result, console)
-    for dataset in result.datasets:
-        if dataset.problems:
-            console.print(f"{dataset.place}: {dataset.path}", markup=False, highlight=False)
-            print_problems(dataset.problems, dataset.read, console)
+    for dataset, places in _with_problems(result).items():
+        console.print(f"{', '.join(places)}: {dataset.path}", markup=False, highlight=False)
+        print_problems(dataset.problems, dataset.read, console)
     print_forecast(stages, console)
     with console.status("estimating memory"):
         memory = _forecast_memory(recipe, result, stages)
     if memory:
         print_memory(memory, console)
+    if memory and not result.unread and all(each.verdict != "won't fit" for each in memory):
+        console.print("nothing speaks against a run", markup=False)
     return 0
+
+
+def _with_problems(found: "Preflight") -> "dict[DatasetCheck, list[str]]":
+    """The datasets that have any, each with all of the recipe's keys that use it alike."""
+    alike: dict[DatasetCheck, list[str]] = {}
+    for each in found.datasets:
+        if each.problems:
+            alike.setdefault(each.model_copy(update={"place": ""}), []).append(each.place)
+    return alike
 
 
 def _forecast_memory(recipe: "Recipe", found: "Preflight", stages: "list[StageForecast]") -> "list[MemoryForecast]":
@@ -170,7 +189,7 @@ def _preflight(recipe: "Recipe", *, keep: bool = False, **what_if: Any) -> "Pref
 
 def _compare(arguments: Namespace) -> int:
     """Hold two models against each other."""
-    configure_prefect()
+    begin_prefect()
     from flows.reading import open_store
     from flows.terminal import make_console, print_comparison
     from settings.recipes import build_recipe
@@ -178,8 +197,11 @@ def _compare(arguments: Namespace) -> int:
 
     recipe = build_recipe(arguments.recipe, {}) if arguments.recipe else None
     find_entrants(open_store(), (arguments.a, arguments.b), recipe)
-    asked = (arguments.a, arguments.b, recipe, arguments.html)
-    found: tuple[Comparison, Path] = in_prefect("compare", *asked, quiet=arguments.json)
+    with in_prefect(quiet=arguments.json) as ready:
+        from flows.compare import compare
+
+        ready()
+        found: tuple[Comparison, Path] = compare(arguments.a, arguments.b, recipe, arguments.html)
     comparison, page = found
     if arguments.json:
         print_json(comparison.model_dump(mode="json") | {"page": str(page)})
@@ -190,13 +212,17 @@ def _compare(arguments: Namespace) -> int:
 
 def _reproduce(arguments: Namespace) -> int:
     """Train a checkpoint again and compare; 1 where the weights are others."""
-    configure_prefect()
+    begin_prefect()
     from flows.terminal import make_console, print_reproduction
     from settings.settings import load_settings
     from tasks.reproducing import check_reproduction
 
     check_reproduction(arguments.checkpoint, load_settings())
-    found: Reproduction = in_prefect("reproduce", arguments.checkpoint, quiet=arguments.json)
+    with in_prefect(quiet=arguments.json) as ready:
+        from flows.reproduce import reproduce
+
+        ready()
+        found: Reproduction = reproduce(arguments.checkpoint)
     if arguments.json:
         print_json(found.model_dump(mode="json") | {"same": found.same})
     else:

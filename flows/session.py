@@ -4,11 +4,10 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from models.errors import AlignError, InputError, StageError
 
@@ -43,14 +42,15 @@ def begin_prefect() -> "TemporaryServer | None":
     return None if "PREFECT_API_URL" in os.environ else TemporaryServer()
 
 
-def in_prefect(name: str, *arguments: Any, quiet: bool = False, **options: Any) -> Any:
-    """Call a flow with Prefect as the command wants it, and show how its stages go.
+@contextmanager
+def in_prefect(quiet: bool = False) -> Iterator[Callable[[], None]]:
+    """Call a flow inside, with Prefect as the command wants it, and show how its stages go.
 
     Args:
-        name: The flow and its module in `flows`.
-        arguments: What it gets.
         quiet: Whether the standard output is for the result alone; progress goes to the standard error then.
-        options: What it gets by name.
+
+    Yields:
+        To be called once the flow is imported: returns when Prefect is ready for it.
     """
     server = begin_prefect()
     from tasks.child import warm_up
@@ -58,7 +58,8 @@ def in_prefect(name: str, *arguments: Any, quiet: bool = False, **options: Any) 
     warm_up()
     import httpx
 
-    from flows.terminal import make_console, showing_progress
+    from flows.displays import showing_progress
+    from flows.terminal import make_console
     from settings.settings import load_settings
     from tasks.files import explaining_a_full_disk
 
@@ -66,14 +67,11 @@ def in_prefect(name: str, *arguments: Any, quiet: bool = False, **options: Any) 
     console.print("all is checked; starting Prefect")
     try:
         with _leaving_on_signals(), showing_progress(console), explaining_a_full_disk(load_settings().home):
-            flow = getattr(import_module(f"flows.{name}"), name)
-            if server:
-                server.adopt()
-            return flow(*arguments, **options)
+            yield server.adopt if server else lambda: None
     except (httpx.HTTPError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "reach API" not in str(error):
             raise
-        _end_without_api(error, "its temporary server" if server else os.environ["PREFECT_API_URL"])
+        _end_without_api(error, server)
 
 
 def fail(error: AlignError, code: int) -> int:
@@ -82,12 +80,15 @@ def fail(error: AlignError, code: int) -> int:
     return code
 
 
-def _end_without_api(error: Exception, where: str) -> NoReturn:
+def _end_without_api(error: Exception, server: "TemporaryServer | None") -> NoReturn:
     """Say what became of the run and go; what Prefect still has to tell, it would try to hand over for minutes."""
+    from prefect.settings import PREFECT_API_URL
+
     from flows.terminal import make_console, print_summary
     from settings.settings import load_settings
     from tasks.run_record import opened_run
 
+    where = "its temporary server" if server and server.adopted else PREFECT_API_URL.value()
     lost = f"the Prefect API at {where} failed or cannot be reached ({type(error).__name__}: {error})"
     record = None
     with suppress(InputError):  # its record cannot be read
@@ -124,7 +125,7 @@ def _leave(number: int, frame: object) -> None:
 
 
 def _exit_at_once(code: int) -> NoReturn:
-    """End Prefect's temporary server and go: Ctrl-C has reached it, too, and Prefect would wait for its answer."""
+    """End all processes of this one, the temporary server among them, and go: Prefect would wait for an answer."""
     import psutil
 
     for child in psutil.Process().children(recursive=True):

@@ -1,31 +1,22 @@
-"""What people see in the terminal: live progress of a run, its summary, and the answers of the reading commands."""
+"""What people see in the terminal: a run's summary, and the answers of the reading commands."""
 
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, TaskID, TextColumn
-from rich.progress import Progress as Bars
 from rich.table import Column, Table
 
-from models.alarms import Alarm
 from models.comparison import Comparison
 from models.evaluation import EvaluationResult
 from models.reproduction import Reproduction, StageReproduction
 from models.run import RunRecord
-from tasks.alarms import describe_alarm
 from tasks.forecast import StageForecast
 from tasks.memory_forecast import MemoryForecast
 from tasks.preflight import Preflight
-from tasks.progress import Progress, listening
 
-_SECONDS_BETWEEN_LINES = 15.0
 _PIPE_WIDTH = 1000  # no terminal, no reason to break lines
 _PARTS = {
     "process": ("process",),
@@ -39,89 +30,12 @@ _PARTS = {
     "merge": ("merging",),
 }
 """Columns of the memory table, and the parts of a footprint that each adds up."""
-_FIGURES = ("loss", "reward", "accuracy")
-_FINAL_PHASES = ("completed", "cached", "failed")
-
-
-class Display(Protocol):
-    """Something that shows reports, which come from several threads."""
-
-    def show(self, report: Progress) -> None:
-        """Show one report."""
-
-
-class PlainDisplay:
-    """A line per change of phase, and otherwise one now and then: for pipes and CI."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._lock = threading.Lock()
-        self._last: dict[str, tuple[str, float]] = {}
-
-    def show(self, report: Progress) -> None:
-        """Print an alarm; another report unless the same phase was printed a moment ago."""
-        with self._lock:
-            if report.alarm:
-                self._console.print(_alarm(report.stage, report.alarm), markup=False, highlight=False, soft_wrap=True)
-                return
-            phase, printed = self._last.get(report.stage, ("", 0.0))
-            if report.phase == phase and time.monotonic() - printed < _SECONDS_BETWEEN_LINES:
-                return
-            self._last[report.stage] = (report.phase, time.monotonic())
-            parts = [report.phase, _steps(report), _figures(report), _time_left(report)]
-            line = f"{report.stage}: {', '.join(filter(None, parts))}"
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-class LiveDisplay:
-    """A line per stage with a bar, kept up to date."""
-
-    def __init__(self, bars: Bars) -> None:
-        self._bars = bars
-        self._lock = threading.Lock()
-        self._rows: dict[str, TaskID] = {}
-
-    def show(self, report: Progress) -> None:
-        """Update the stage's line, or print an alarm above all of them."""
-        if report.alarm:
-            self._bars.console.print(_alarm(report.stage, report.alarm), style="yellow", markup=False, highlight=False)
-            return
-        done = report.phase in ("completed", "cached")
-        total = 1 if done else report.total_steps or None
-        details = [_steps(report), _figures(report), _time_left(report)]
-        with self._lock:
-            if report.stage not in self._rows:
-                self._rows[report.stage] = self._bars.add_task(_short_name(report.stage), phase="", details="")
-            self._bars.update(
-                self._rows[report.stage],
-                total=total,
-                completed=1 if done else report.step,
-                phase=escape(report.phase.splitlines()[0] if report.phase else ""),
-                details=escape("  ".join(filter(None, details))),
-            )
 
 
 def make_console(stderr: bool = False) -> Console:
     """The terminal, by one of its two ways; a pipe has lines as long as they come."""
     console = Console(stderr=stderr)
     return console if console.is_terminal else Console(width=_PIPE_WIDTH, stderr=stderr)
-
-
-@contextmanager
-def showing_progress(console: Console) -> Iterator[None]:
-    """Show how the stages of this process are doing: live in a terminal, else as lines."""
-    if not console.is_terminal:
-        with listening(PlainDisplay(console).show):
-            yield
-        return
-    columns = (
-        TextColumn("{task.description}", style="bold"),
-        BarColumn(bar_width=20),
-        TextColumn("{task.fields[phase]}"),
-        TextColumn("{task.fields[details]}", style="dim"),
-    )
-    with Bars(*columns, console=console) as bars, listening(LiveDisplay(bars).show):
-        yield
 
 
 def print_summary(record: RunRecord, console: Console) -> None:
@@ -140,7 +54,7 @@ def print_summary(record: RunRecord, console: Console) -> None:
     for comparison in record.comparisons:
         moved = [f"{one.measure} {one}" for one in comparison.differences if one.verdict != "unclear"]
         if comparison.role == "parent":
-            told = "; ".join(moved) or "nothing that chance does not explain"
+            told = "; ".join(moved) or "no change beyond chance"
             console.print(f"{comparison.model} against its parent: {told}", markup=False, highlight=False)
     if record.gate:
         console.print(f"gate: {'open' if record.gate.passed else 'closed'}", markup=False, highlight=False)
@@ -195,7 +109,7 @@ def print_forecast(stages: Sequence[StageForecast], console: Console) -> None:
 
 def print_memory(stages: Sequence[MemoryForecast], console: Console) -> None:
     """What each stage will take of the memory, what of it is what, and whether it fits."""
-    headings = ("GB", "rows x tokens", *_PARTS, "at most", "there is", "")
+    headings = ("GB", "rows x tokens", *_PARTS, "in all, at most", "available", "")
     rows = [
         (
             each.footprint.stage,
@@ -270,29 +184,5 @@ def _estimates(result: EvaluationResult) -> tuple[str, str, str]:
     return exact_match, preference_accuracy, sampled_reward
 
 
-def _alarm(stage: str, alarm: Alarm) -> str:
-    return f"{stage}: {describe_alarm(alarm)}"
-
-
-def _short_name(stage: str) -> str:
-    """`sft-0123456789abcdef` as `sft 01234567`."""
-    kind, _, identity = stage.rpartition("-")
-    return escape(f"{kind} {identity[:8]}" if kind else stage)
-
-
 def _gigabytes_cell(size_bytes: int) -> str:
     return f"{size_bytes / 1e9:.2f}" if size_bytes else "-"
-
-
-def _steps(report: Progress) -> str:
-    return f"step {report.step}/{report.total_steps}" if report.total_steps else ""
-
-
-def _figures(report: Progress) -> str:
-    return ", ".join(f"{key} {report.metrics[key]:.4g}" for key in _FIGURES if key in report.metrics)
-
-
-def _time_left(report: Progress) -> str:
-    if report.seconds_left is None or report.phase.startswith(_FINAL_PHASES):
-        return ""
-    return f"{duration(report.seconds_left)} left"

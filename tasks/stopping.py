@@ -19,7 +19,8 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled
 
 from tasks.child import stop_all
-from tasks.closing import closing, signal_on_death_of
+from tasks.child_main import signal_on_death_of
+from tasks.closing import closing
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SECONDS_TO_TELL = 5

@@ -1,22 +1,25 @@
 """A Prefect server for one command, where no API is configured; begun early, so that it comes up beside the imports.
 
 Prefect would start one itself, but only when its client first asks, and after the import of the whole server into the
-client's process. This one is out of reach of a terminal's Ctrl-C, so that it can be told how a run ended, and dies with
+client's process. This one is out of reach of a terminal's Ctrl-C, so that it can be told how a run ended, and ends with
 the command.
 """
 
 import atexit
+import gc
 import os
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from contextlib import suppress
+from pathlib import Path
 
 from models.errors import StageError
-from tasks.closing import signal_on_death_of
 
+_ROOT = Path(__file__).parents[1]
 _SECONDS_TO_STOP = 5
 _LINES_TOLD = 8
 _ENVIRONMENT = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
@@ -26,14 +29,17 @@ class TemporaryServer:
     """A server that listens from the start, and answers as soon as it can."""
 
     def __init__(self) -> None:
+        self.adopted = False
+        """Whether this process uses it."""
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - it has it as long as it runs
-        self._adopted = False
+        path = os.pathsep.join([str(_ROOT), *filter(None, sys.path)])
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self._api = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
-            self._process = subprocess.Popen(  # noqa: S603 - our own command
-                [sys.executable, "-m", __name__, str(listener.fileno()), str(os.getpid())],
-                env=os.environ | _ENVIRONMENT,
+            self._process = subprocess.Popen(  # noqa: S603 - our own server
+                [sys.executable, "-P", "-m", "tasks.temporary_server", str(listener.fileno())],
+                env=os.environ | _ENVIRONMENT | {"PYTHONPATH": path},
                 pass_fds=[listener.fileno()],
+                stdin=subprocess.PIPE,  # it ends when that does, however this process dies
                 stdout=self._output,
                 stderr=self._output,
                 start_new_session=True,
@@ -47,13 +53,11 @@ class TemporaryServer:
             StageError: it has ended, or takes longer than Prefect's setting allows.
         """
         from prefect.context import refresh_global_settings_context
-        from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE
 
-        if PREFECT_API_URL.value() or not PREFECT_SERVER_ALLOW_EPHEMERAL_MODE.value():
-            self.stop()
+        if self.adopted or not _is_wanted():
             return
         self._wait()
-        self._adopted = True
+        self.adopted = True
         os.environ["PREFECT_API_URL"] = self._api
         refresh_global_settings_context()
 
@@ -63,19 +67,21 @@ class TemporaryServer:
 
         seconds = PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value()
         try:
-            httpx.get(f"{self._api}/health", timeout=seconds)
+            httpx.get(f"{self._api}/health", timeout=seconds, trust_env=False)
         except httpx.TimeoutException:
             remedy = "set PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS higher, or start one with `align up`"
             raise StageError(f"Prefect's temporary server did not answer within {seconds} s; {remedy}") from None
         except httpx.HTTPError as error:
+            remedy = "put that right, or name a server in PREFECT_API_URL"
             raise StageError(
-                f"Prefect's temporary server ended before it answered ({error}); it printed\n{self._last_lines()}"
+                f"Prefect's temporary server ended before it answered ({error}); {remedy}. "
+                f"It printed\n{self._last_lines()}"
             ) from None
 
     def stop(self) -> None:
-        """End it; one that still starts, or sets up its database, ends when that is done, and is not waited for."""
+        """End it; one that sets up its database ends when that is done, and is not waited for."""
         self._process.terminate()
-        if self._adopted:
+        if self.adopted:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_SECONDS_TO_STOP)
             self._process.kill()
@@ -85,14 +91,41 @@ class TemporaryServer:
         return "\n".join(self._output.read().decode(errors="replace").splitlines()[-_LINES_TOLD:])
 
 
-def _serve(listener: socket.socket, command: int) -> None:
-    """Answer at the listening socket until the command, whose process id is given, ends or says so."""
-    signal_on_death_of(command, signal.SIGTERM)
+def _is_wanted() -> bool:
+    """Whether Prefect's settings, profiles included, name no API and allow such a server."""
+    from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE
+
+    return not PREFECT_API_URL.value() and bool(PREFECT_SERVER_ALLOW_EPHEMERAL_MODE.value())
+
+
+def _serve(listener: socket.socket) -> None:
+    """Answer at the listening socket until the command ends."""
+    threading.Thread(target=_end_with_command, daemon=True).start()
+    if not _is_wanted():
+        return
+    gc.disable()  # to look through all that is imported takes half a second
+    from filelock import FileLock
+    from prefect.server.api.server import create_app
+    from prefect.settings import PREFECT_HOME
     from uvicorn import Config, Server
 
-    config = Config("prefect.server.api.server:create_app", factory=True, log_level="error", lifespan="on")
-    Server(config).run([listener])
+    gc.freeze()
+    gc.enable()
+
+    class Alone(Server):
+        """Sets up the database while no other one does."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            with FileLock(PREFECT_HOME.value() / "temporary-server.lock"):
+                await super().startup(sockets)
+
+    Alone(Config(create_app, factory=True, log_level="error", lifespan="on")).run([listener])
+
+
+def _end_with_command() -> None:
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":
-    _serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))
+    _serve(socket.socket(fileno=int(sys.argv[1])))

@@ -9,7 +9,8 @@ from typing import Any, get_args
 import pytest
 from rich.console import Console
 
-from flows.terminal import print_summary, showing_progress
+from flows.displays import showing_progress
+from flows.terminal import print_summary
 from models.alarms import Alarm, AlarmName, Alarms
 from models.artifacts import Checkpoint, Dataset, Stage
 from models.recipe import DPO, GRPO, SFT, RewardModel

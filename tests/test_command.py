@@ -21,7 +21,8 @@ from gguf import GGUFWriter
 from rich.console import Console
 
 from flows.__main__ import main
-from flows.terminal import print_summary, showing_progress
+from flows.displays import showing_progress
+from flows.terminal import print_summary
 from models.artifacts import Checkpoint
 from models.errors import InputError, StageError
 from models.evaluation import Estimate, EvaluationResult
@@ -120,9 +121,9 @@ CASES = [
     # keys and values
     Case("unknown key", ("unknown key 'sede'", "did you mean 'seed'?"), recipe={"sede": 1}),
     Case("unknown nested key", ("sft.lora", "did you mean 'alpha'?"), recipe={"sft.lora": {"alhpa": 1}}),
-    Case("missing section", ("evaluation: Field required",), recipe={"evaluation": REMOVED}),
-    Case("missing dataset", ("dpo.dataset: Field required",), recipe={"dpo.dataset": REMOVED}),
-    Case("wrong type", ("sft.batch_size", "integer", "'many'"), recipe={"sft.batch_size": "many"}),
+    Case("missing section", ("evaluation: is missing",), recipe={"evaluation": REMOVED}),
+    Case("missing dataset", ("dpo.dataset: is missing",), recipe={"dpo.dataset": REMOVED}),
+    Case("wrong type", ("sft.batch_size", "whole number", "'many'"), recipe={"sft.batch_size": "many"}),
     Case("list for a section", ("sft", "[1]"), recipe={"sft": [1]}),
     Case("fractional steps", ("sft.max_steps", "1.5"), recipe={"sft.max_steps": 1.5}),
     Case("negative rate", ("sft.learning_rate", "greater than 0"), recipe={"sft.learning_rate": -1e-4}),
@@ -581,6 +582,11 @@ def _tell() -> None:
     announce(Progress(stage="reward-0123456789abcdef", phase="failed: CUDA [out of] memory"))
 
 
+def test_a_misspelt_command_is_told_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["chekc", "quickstart"]) == 2
+    assert "did you mean 'check'?" in capsys.readouterr().err
+
+
 def test_progress_in_a_pipe_is_a_few_lines() -> None:
     output = io.StringIO()
     with showing_progress(Console(file=output)):
@@ -588,7 +594,9 @@ def test_progress_in_a_pipe_is_a_few_lines() -> None:
     assert output.getvalue().splitlines() == [
         "reward-0123456789abcdef: training, step 0/3, loss 0.5, 1 min 15 s left",
         "dpo-0123456789abcdef: training, step 0/3, loss 0.5, 1 min 15 s left",
+        "dpo-0123456789abcdef: training, step 2/3, loss 0.5, 1 min 15 s left",
         "dpo-0123456789abcdef: completed",
+        "reward-0123456789abcdef: training, step 2/3, loss 0.5, 1 min 15 s left",
         "reward-0123456789abcdef: failed: CUDA [out of] memory",
     ]
 

@@ -6,7 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +19,9 @@ pytestmark = pytest.mark.slow
 
 ADOPTING = """
 from tasks.temporary_server import TemporaryServer
-TemporaryServer().adopt()
+server = TemporaryServer()
+server.adopt()
+server.adopt()
 from prefect import get_client
 from prefect.settings import PREFECT_API_URL
 print(PREFECT_API_URL.value(), flush=True)
@@ -40,12 +42,15 @@ def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def script(text: str, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+def script(
+    text: str, *arguments: str, folder: Path | None = None, **environment: str
+) -> Iterator[subprocess.Popen[str]]:
     """A Python process in a group of its own, as a terminal starts one."""
     inherited = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
     with subprocess.Popen(
-        [sys.executable, "-c", text, *arguments],
-        env=inherited | environment,
+        [sys.executable, "-P", "-c", text, *arguments],
+        cwd=folder,
+        env=inherited | dict(environment),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -58,19 +63,19 @@ def script(text: str, *arguments: str, **environment: str) -> Iterator[subproces
             process.kill()
 
 
-def first_line(process: subprocess.Popen[str], start: str) -> str:
-    """The first line of its output that starts so."""
+def first_line(process: subprocess.Popen[str], wanted: str) -> str:
+    """The first line of its output that has this."""
     assert process.stdout
     told = []
     for line in process.stdout:
         told.append(line)
-        if line.startswith(start):
+        if wanted in line:
             return line.strip()
-    pytest.fail(f"it ended without a line that starts with {start!r}:\n{''.join(told)}")
+    pytest.fail(f"it ended without a line that has {wanted!r}:\n{''.join(told)}")
 
 
 def test_it_dies_with_its_command_even_if_that_is_killed(prefect_home: Path) -> None:
-    with script(ADOPTING, PREFECT_HOME=str(prefect_home)) as command:
+    with script(ADOPTING, {"PREFECT_HOME": str(prefect_home)}) as command:
         api = first_line(command, "http://127.0.0.1:")
         assert answers(api)
         command.kill()
@@ -81,17 +86,24 @@ def test_it_dies_with_its_command_even_if_that_is_killed(prefect_home: Path) -> 
         time.sleep(0.1)
 
 
+def test_modules_in_the_users_folder_are_not_its_own(prefect_home: Path, tmp_path: Path) -> None:
+    for name in ("tasks", "models", "socket"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError")
+    with script(ADOPTING, {"PREFECT_HOME": str(prefect_home)}, folder=tmp_path) as command:
+        assert answers(first_line(command, "http://127.0.0.1:"))
+
+
 def test_a_profile_that_names_an_api_comes_first(tmp_path: Path) -> None:
     api = "http://127.0.0.1:9/api"
     (tmp_path / "profiles.toml").write_text(f'active = "mine"\n[profiles.mine]\nPREFECT_API_URL = "{api}"\n')
-    with script(ADOPTING, PREFECT_HOME=str(tmp_path)) as command:
+    with script(ADOPTING, {"PREFECT_HOME": str(tmp_path)}) as command:
         assert first_line(command, "http://") == api
 
 
 def test_one_that_cannot_start_says_why(tmp_path: Path) -> None:
     (tmp_path / "prefect.db").write_text("this is no database")
-    with script(ADOPTING, PREFECT_HOME=str(tmp_path)) as command:
-        first_line(command, "models.errors.StageError: Prefect's temporary server ended before it answered")
+    with script(ADOPTING, {"PREFECT_HOME": str(tmp_path)}) as command:
+        first_line(command, "StageError: Prefect's temporary server ended before it answered")
         assert command.stdout
         assert "file is not a database" in command.stdout.read()
 
@@ -101,9 +113,9 @@ def test_after_ctrl_c_the_run_is_cancelled_in_prefect_too(
 ) -> None:
     recipe = write_recipe(tmp_path / "tiny.yaml", tiny_recipe(tiny_model, tiny_data, sft={"max_steps": 200}))
     settings = {"PREFECT_HOME": str(prefect_home), "ALIGN_HOME": str(tmp_path / "home")}
-    with script(RUNNING, str(recipe), **settings) as command:
+    with script(RUNNING, settings, str(recipe)) as command:
+        first_line(command, "training")
         assert command.stdout
-        next(line for line in command.stdout if "training" in line)
         os.killpg(command.pid, signal.SIGINT)
         command.stdout.read()
         assert command.wait(60) == 130
