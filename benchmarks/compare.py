@@ -26,11 +26,12 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from statistics import median
 
+from benchmarks.figures import spread
 from benchmarks.heldout import apart, held_out_rows, measure
 from benchmarks.shapes import SHAPES, write_recipe
 from benchmarks.sides import STAGES, Side, run_peer, run_pipeline, run_plain
@@ -128,10 +129,10 @@ def _print_table(rounds: list[Round]) -> None:
     heads += [f"{name} {what}" for what in ("without steps in s", "in GB") for name in pair]
     print(f"\n| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for stage in (*STAGES, "total"):
-        cells = [_spread([each[name].seconds.get(stage) for each in rounds]) for name in names]
-        cells += [_spread(_ratios(rounds, stage), digits=2)]
-        cells += [_spread([each[name].besides[stage] for each in rounds]) for name in pair]
-        cells += [_spread([each[name].peak_gb[stage] for each in rounds]) for name in pair]
+        cells = [spread([each[name].seconds.get(stage) for each in rounds]) for name in names]
+        cells += [spread(_ratios(rounds, stage), digits=2)]
+        cells += [spread([each[name].besides[stage] for each in rounds]) for name in pair]
+        cells += [spread([each[name].peak_gb[stage] for each in rounds]) for name in pair]
         print(f"| {stage} | {' | '.join(cells)} |")
     more = median(each["ours"].besides["total"] - each["plain"].besides["total"] for each in rounds)
     share = median(each["ours"].besides["total"] / each["ours"].seconds["total"] for each in rounds)
@@ -141,14 +142,6 @@ def _print_table(rounds: list[Round]) -> None:
 
 def _ratios(rounds: list[Round], stage: str) -> list[float]:
     return [each["ours"].seconds[stage] / each["plain"].seconds[stage] for each in rounds]
-
-
-def _spread(figures: Sequence[float | None], digits: int = 1) -> str:
-    told = sorted(figure for figure in figures if figure is not None)
-    if not told:
-        return ""
-    around = f" ({told[0]:.{digits}f} to {told[-1]:.{digits}f})" if len(told) > 1 else ""
-    return f"{median(told):.{digits}f}{around}"
 
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ SMOLLM2 = {
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Rows = dict[str, torch.Tensor]
+Step = Callable[[Any, Rows], torch.Tensor]
+"""A stage's forward pass, of a model and a micro-batch."""
 
 
 class Case(NamedTuple):
@@ -65,7 +67,7 @@ class Measured(NamedTuple):
     seconds: dict[str, list[float]]
     """Processor time of each round, by side."""
     gflop: dict[str, float]
-    """Thousand million operations of matrix products of a round, attention left out, by side."""
+    """Thousand million operations of matrix products, attention left out, by side, where they were counted."""
     off: float
     """Largest difference of a log-probability or score."""
     gradients_off: float
@@ -81,8 +83,15 @@ class Measured(NamedTuple):
         return self.gflop[side] / median(self.seconds[side])
 
 
-def measure(case: Case, dtype: torch.dtype, rounds: int) -> Measured:
-    """Run a micro-batch on both sides, who goes first changing from round to round."""
+def measure(case: Case, dtype: torch.dtype, rounds: int, *, counting: bool = False) -> Measured:
+    """Run a micro-batch on both sides, who goes first changing from round to round.
+
+    Args:
+        case: The micro-batch.
+        dtype: Number format of the weights.
+        rounds: How often each side is timed.
+        counting: Whether operations are counted, in a pass of its own that is not timed.
+    """
     rows = micro_batch(case)
     models = {"theirs": build(case.stage, dtype), "ours": build(case.stage, dtype)}
     share_prompts(models["ours"])
@@ -90,15 +99,16 @@ def measure(case: Case, dtype: torch.dtype, rounds: int) -> Measured:
     for model in models.values():  # the first batch is computed in both ways
         step(model, {name: tensor[:2, :64] for name, tensor in rows.items()})
     seconds: dict[str, list[float]] = {side: [] for side in models}
-    figures, gflop = {}, {}
+    gflop = {side: _gflop(step, model, rows) for side, model in models.items()} if counting else {}
+    figures = {}
     for index in range(rounds):
         for side in models if index % 2 else reversed(models):
+            models[side].zero_grad()
             started = time.process_time()
-            with FlopCounterMode(display=False) as counter:
-                found = step(models[side], rows)
-                found.sum().backward()  # type: ignore[no-untyped-call]
+            found = step(models[side], rows)
+            found.sum().backward()  # type: ignore[no-untyped-call]
             seconds[side].append(time.process_time() - started)
-            figures[side], gflop[side] = found.detach(), counter.get_total_flops() / 1e9
+            figures[side] = found.detach()
     packing = pack(rows["input_ids"], rows["attention_mask"], SMOLLM2["hidden_size"])
     size = rows["input_ids"].numel()
     return Measured(
@@ -110,6 +120,12 @@ def measure(case: Case, dtype: torch.dtype, rounds: int) -> Measured:
         gradients_off=difference(models["ours"], models["theirs"]),
         gflop=gflop,
     )
+
+
+def _gflop(step: Step, model: Any, rows: Rows) -> float:
+    with FlopCounterMode(display=False) as counter:
+        step(model, rows).sum().backward()  # type: ignore[no-untyped-call]
+    return float(counter.get_total_flops()) / 1e9
 
 
 def matrix_product_rate(dtype: torch.dtype, rows: int = 1024) -> float:
@@ -201,7 +217,7 @@ def scores(model: Any, rows: Rows) -> torch.Tensor:
     return figures
 
 
-STEPS: dict[str, Callable[[Any, Rows], torch.Tensor]] = {
+STEPS: dict[str, Step] = {
     "sft": log_probabilities,
     "grpo": log_probabilities,
     "dpo": log_ratios,

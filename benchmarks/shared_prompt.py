@@ -9,10 +9,10 @@ own rate in the first line; how far log-probabilities (or scores) and gradients 
 # ruff: noqa: T201 - a benchmark prints
 
 import argparse
-from statistics import median
 
 import torch
 
+from benchmarks.figures import spread
 from benchmarks.micro_batches import DTYPES, Case, Measured, matrix_product_rate, measure
 
 CASES = (
@@ -49,7 +49,7 @@ def main() -> None:
     print(f"| {' | '.join(_COLUMNS)} |\n|{'---|' * len(_COLUMNS)}")
     for case in CASES:
         if case.name.startswith(options.only):
-            print(_line(case, measure(case, dtype, options.rounds)), flush=True)
+            print(_line(case, measure(case, dtype, options.rounds, counting=True)), flush=True)
 
 
 def _line(case: Case, found: Measured) -> str:
@@ -59,18 +59,13 @@ def _line(case: Case, found: Measured) -> str:
         " x ".join(map(str, found.shape)),
         str(found.needed),
         *(str(found.computed[side]) for side in sides),
-        *(_spread(found.seconds[side]) for side in sides),
+        *(spread(found.seconds[side], 2) for side in sides),
         f"{found.faster:.2f}",
         *(f"{found.rate(side):.0f}" for side in sides),
         f"{found.off:.1e}",
         f"{found.gradients_off:.1e}",
     ]
     return f"| {' | '.join(cells)} |"
-
-
-def _spread(seconds: list[float]) -> str:
-    """Median, fastest and slowest."""
-    return f"{median(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f})"
 
 
 if __name__ == "__main__":
