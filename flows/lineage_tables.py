@@ -30,7 +30,7 @@ def print_lineage(graph: LineageGraph, console: Console) -> None:
     for here in waiting:
         for role, there in next_to[here]:
             if there in opened:
-                opened[here].add(f"{_role(role)}[bold]{escape(there)}[/] [dim]see above[/]")
+                opened[here].add(f"{_role(role)}[bold]{_name(graph.nodes[there])}[/] [dim]see above[/]")
             elif len(opened) < _MOST_SHOWN:
                 opened[there] = opened[here].add(_label(graph.nodes[there], role))
                 waiting.append(there)
@@ -61,7 +61,12 @@ def _label(node: LineageNode, role: str) -> str:
     state = "" if node.state == "there" else f" [red]{_STATES[node.state]}[/]"
     told = ", ".join(_source(node)) if node.kind in ("base", "dataset") else ""
     when = f" {node.created[:16]}" if node.created else ""
-    return f"{_role(role)}[bold]{escape(node.name)}[/]{when}{state} [dim]{escape(told)}[/]"
+    return f"{_role(role)}[bold]{_name(node)}[/]{when}{state} [dim]{escape(told)}[/]"
+
+
+def _name(node: LineageNode) -> str:
+    """As commands take it; a base model's own says nothing of what it is, where its role is another model's policy."""
+    return escape(f"base-{node.name}" if node.kind == "base" else node.name)
 
 
 _STATES = {

@@ -30,6 +30,8 @@ def runs(arguments: Namespace) -> int:
         print(f"align: {problem}", file=sys.stderr)
     if arguments.json:
         print_json([record.model_dump(mode="json") | {"state": standing(record, home)} for record in records])
+    elif not (records or problems):
+        print(f"no run in {home}; `align run RECIPE` starts one, ALIGN_HOME names another artifact root")
     else:
         print_runs([(record, standing(record, home)) for record in records], make_console())
     return 0

@@ -41,6 +41,20 @@ class DamagedArtifact(StageError):
     """A finished folder no longer agrees with its manifest."""
 
 
+_RULES = {
+    "missing": "is missing",
+    "string_type": "must be text",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+}
+"""What Pydantic's errors ask for, where its own words speak of parsing."""
+
+
 def describe_validation(error: ValidationError, source: str) -> str:
     """Turn Pydantic's report into one line per problem: `source: key: rule (got value)`."""
     return "\n".join(_describe_problem(problem, source) for problem in error.errors(include_url=False))
@@ -48,7 +62,8 @@ def describe_validation(error: ValidationError, source: str) -> str:
 
 def _describe_problem(problem: ErrorDetails, source: str) -> str:
     key = ".".join(str(part) for part in problem["loc"])
-    message = str(problem["msg"]).removeprefix("Value error, ")
+    own_words = str(problem["msg"]).removeprefix("Value error, ").replace("Input should", "must", 1)
+    message = _RULES.get(problem["type"], own_words)
     seen = problem.get("input")
     shows_value = problem["type"] not in {"missing", "unknown_key", "value_error"} and not isinstance(seen, dict)
     value = f" (got {seen!r})" if shows_value else ""

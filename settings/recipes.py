@@ -4,6 +4,7 @@ Relative paths in a recipe start at the recipe's file, those in flags at the wor
 """
 
 import os
+import re
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -22,14 +23,19 @@ _YAML_ENDINGS = {".yaml", ".yml"}
 _FILE_ENDINGS = {
     ".jinja", ".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".gz", ".zst",
 }  # fmt: skip
+_INVALID_CHOICE = re.compile(r"invalid choice: '?(?P<given>.*?)'? \(choose from (?P<choices>.*)\)")
 
 
 class FlagParser(ArgumentParser):
     """An argument parser whose errors are `InputError`s, so that nothing but the caller ends the process."""
 
     def error(self, message: str) -> NoReturn:
-        """Refuse the command line."""
-        raise InputError(f"command line: {message}; see `{self.prog} --help`")
+        """Refuse the command line, with the nearest of the choices where it is none of them."""
+        remedy = f"see `{self.prog} --help`"
+        if found := _INVALID_CHOICE.search(message):
+            near = get_close_matches(found["given"], [each.strip(" '") for each in found["choices"].split(",")], n=1)
+            remedy = f"did you mean '{near[0]}'?" if near else remedy
+        raise InputError(f"command line: {message}; {remedy}")
 
     def refuse_unknown(self, extras: Sequence[str]) -> None:
         """Refuse what the parser could not use, with the nearest flag.

@@ -10,7 +10,7 @@ from models.errors import DamagedArtifact, InputError
 from models.fingerprint import ID_LENGTH
 from tasks.aliases import read_alias
 from tasks.pruned import is_pruned
-from tasks.store import MANIFEST, ArtifactStore, damage, readable_manifest
+from tasks.store import FOLDERS, MANIFEST, ArtifactStore, damage, readable_manifest
 
 _MODELS: tuple[Kind, ...] = ("checkpoint", "base")
 _MOST_NAMED = 10
@@ -82,4 +82,10 @@ def _fits(wanted: str, manifest: Manifest) -> bool:
 def _listed(paths: list[Path]) -> str:
     """The names of folders, the first few of many."""
     more = f" and {len(paths) - _MOST_NAMED} more" if len(paths) > _MOST_NAMED else ""
-    return ", ".join(path.name for path in paths[:_MOST_NAMED]) + more
+    return ", ".join(map(_called, paths[:_MOST_NAMED])) + more
+
+
+def _called(path: Path) -> str:
+    """A folder's name, with what it is where its name does not say it: `base-0123456789abcdef`."""
+    kind = next(kind for kind, folder in FOLDERS.items() if folder == path.parent.name)
+    return path.name if kind == "checkpoint" else f"{kind}-{path.name}"

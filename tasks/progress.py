@@ -14,7 +14,7 @@ class Progress(Contract):
     stage: str
     """Name of what is being made: `sft-0123456789abcdef`."""
     phase: str
-    """What is going on: `training`, `merging`, `evaluating`, `waiting for …`, `cached`, `completed`, `failed`."""
+    """What is going on: `training`, `merging`, `waiting for …`, `cached`, `completed`, `failed: …` or `stopped …`."""
     step: int = 0
     """Steps done."""
     total_steps: int = 0

@@ -125,7 +125,7 @@ class Queue:
                     devices = _least_used(ticket.share, living)
                     self._write(ticket.model_copy(update={"computes_on": devices, "since": utc_now()}))
                     return devices
-            what = _awaited(ticket.share, in_front)
+            what = _awaited(ticket, in_front)
             if what != told:
                 waiting(what)
                 told = what
@@ -223,13 +223,14 @@ def _least_used(share: Share, living: Sequence[Ticket]) -> tuple[str, ...]:
     return tuple(sorted(share.devices, key=lambda device: used[device])[: share.places])
 
 
-def _awaited(asked: Share, in_front: Sequence[Ticket]) -> str:
+def _awaited(ticket: Ticket, in_front: Sequence[Ticket]) -> str:
     """What a stage waits for, and who has it: `2 of 2 cores, taken by dpo-0123456789abcdef of run … (process 7)`."""
-    rivals = [ticket for ticket in in_front if set(ticket.share.devices) & set(asked.devices)]
-    shares = [ticket.share for ticket in rivals]
+    asked = ticket.share
+    rivals = [each for each in in_front if set(each.share.devices) & set(asked.devices)]
+    shares = [each.share for each in rivals]
     turns = [is_admitted(shares[:place], share) for place, share in enumerate(shares)]
-    computing = ", ".join(_who(ticket) for ticket, turn in zip(rivals, turns, strict=True) if turn)
-    before = ", ".join(_who(ticket) for ticket, turn in zip(rivals, turns, strict=True) if not turn)
+    computing = ", ".join(_who(each, ticket) for each, turn in zip(rivals, turns, strict=True) if turn)
+    before = ", ".join(_who(each, ticket) for each, turn in zip(rivals, turns, strict=True) if not turn)
     shares.append(asked)
     threads, stages = min(share.threads_limit for share in shares), min(share.stages_limit for share in shares)
     if sum(share.threads for share in shares) > threads:
@@ -241,5 +242,7 @@ def _awaited(asked: Share, in_front: Sequence[Ticket]) -> str:
     return f"{what}, taken by {computing}" + f", behind {before}" * bool(before)
 
 
-def _who(ticket: Ticket) -> str:
+def _who(ticket: Ticket, asking: Ticket) -> str:
+    if ticket.run and ticket.run == asking.run:
+        return f"{ticket.stage} of this run"
     return f"{ticket.stage} of run {ticket.run or '-'} (process {ticket.process})"

@@ -20,6 +20,7 @@ from prefect.logging import get_run_logger
 
 from models.alarms import Alarm
 from models.artifacts import Manifest
+from models.errors import Stopped
 from tasks.alarms import alarms_markdown, describe_alarm, read_alarms
 from tasks.assets import materialized
 from tasks.closing import closing
@@ -116,7 +117,8 @@ class Teller:
         try:
             yield
         except BaseException as error:
-            phase = f"failed: {next(iter(str(error).splitlines()), repr(error))}"
+            told = next(iter(str(error).splitlines()), repr(error))
+            phase = told if isinstance(error, Stopped) else f"failed: {told}"
             announce(Progress(stage=self.name, phase=phase))
             if not closing.is_set():  # then there is no time for it
                 self._show_progress(f"{self._step}: {phase}" if self._step else phase)

@@ -97,7 +97,7 @@ def test_without_a_server_it_says_how_to_start_one(tmp_path: Path) -> None:
     [
         ({"ALIGN_DEVICE": "toaster"}, "settings", "ALIGN_DEVICE"),
         ({"PREFECT_API_URL": "http://[broken/api"}, "API", "Invalid IPv6 URL"),
-        ({"PREFECT_SERVER_API_PORT": "many"}, "API", "port: Input should be a valid integer"),
+        ({"PREFECT_SERVER_API_PORT": "many"}, "API", "port: must be a whole number"),
         ({"PREFECT_API_URL": "http://127.0.0.1:9/api"}, "API", "no answer"),
     ],
 )

@@ -164,6 +164,19 @@ def test_processes_compute_in_the_order_of_arrival(folder: Path, join: Join) -> 
     wait_until(lambda: computing(folder) == ["c", "d"], 30)
 
 
+def test_a_stage_of_the_same_run_is_said_to_be_one(folder: Path) -> None:
+    waited: list[str] = []
+
+    def stop(what: str) -> None:
+        waited.append(what)
+        raise Stopped("enough")
+
+    queue = Queue(folder)
+    with queue.turn("r", "a", cpu(2), stop), pytest.raises(Stopped), queue.turn("r", "b", cpu(2), stop):
+        pass
+    assert waited == ["2 of 2 cores, taken by a of this run"]
+
+
 @pytest.mark.slow
 def test_a_killed_process_gives_its_share_back(folder: Path, join: Join) -> None:
     holder, waiting, last = (join(name, cpu(2)) for name in ("a", "b", "c"))

@@ -161,7 +161,7 @@ def test_bad_files(write: Write, content: str | bytes, fragments: tuple[str, ...
         (["--grpo.rewards", "[{"], ("grpo.rewards",)),
         (["--sft", "{"], ("sft",)),
         (["--sft", "null"], ("sft", "command line")),
-        (["--grpo.beta", "1"], ("mine.yaml: grpo.dataset: Field required",)),
+        (["--grpo.beta", "1"], ("mine.yaml: grpo.dataset: is missing",)),
         (["--precision", "int8"], ("precision", "int8")),
     ],
 )

@@ -278,7 +278,7 @@ def with_exact_match(run: RunRecord, values: dict[Stage, float]) -> RunRecord:
     ("before", "after", "said"),
     [
         (0.40, 0.44, "DPO moved exact match from 0.40 to 0.44, within what chance explains"),
-        (0.40, 0.40, "DPO left exact match at 0.40"),
+        (0.40, 0.40, "DPO did not move exact match (0.40 before and after)"),
         (0.40, 0.10, "DPO lowered exact match from 0.40 to 0.10"),
         (0.10, 0.40, "DPO raised exact match from 0.10 to 0.40"),
     ],

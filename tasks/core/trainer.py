@@ -24,6 +24,8 @@ from tasks.core.tracking import Lineage, ending_runs
 from tasks.core.watching import Watcher
 
 Report = Callable[[dict[str, Any]], None]
+_SUMMARY = "train_runtime"
+"""In the log's last entry, which is about the whole training."""
 
 
 class Workspace:
@@ -146,7 +148,7 @@ def _write_history(trainer: Trainer, workspace: Workspace) -> None:
     """Start the model's folder anew, with the trainer's log in it."""
     shutil.rmtree(workspace.model, ignore_errors=True)
     workspace.model.mkdir(parents=True)
-    history = [entry for entry in trainer.state.log_history if "train_runtime" not in entry]
+    history = [entry for entry in trainer.state.log_history if _SUMMARY not in entry]
     workspace.history.write_text("".join(json.dumps(entry) + "\n" for entry in history))
 
 
@@ -166,6 +168,8 @@ class _Reporter(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, logs: dict[str, Any], **_: Any
     ) -> None:
+        if _SUMMARY in logs:
+            return
         done = state.global_step - self.first_step
         left = (time.monotonic() - self._started) / done * (state.max_steps - state.global_step) if done else None
         metrics = {

@@ -12,6 +12,8 @@ from tasks.reporting.words import STAGE_NAMES, duration, measure_name, memory
 _TELLING = ("sampled_reward", "exact_match", "reward_score", "preference_accuracy", "loss")
 """Measures that may speak for a whole model; the first one that clearly moved does, else the first one there is."""
 _JOULES_PER_KILOWATT_HOUR = 3.6e6
+_MANY_CUT_OFF = 0.5
+"""A larger share of replies that end only for want of room is worth a look."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ def _speaker(differences: Sequence[Difference]) -> Difference:
 def _sentence(one: Difference) -> str:
     change = one.change
     name = measure_name(one.measure)
+    if change.low == change.high == 0:
+        return f"{name} is {one.after:.3g} as before, on each of {change.n} rows"
     sure = f"95 % sure of {change.low:+.2g} to {change.high:+.2g} on {change.n} rows"
     if one.verdict == "unclear":
         sure = f"which {change.n} rows cannot tell from chance ({change.low:+.2g} to {change.high:+.2g})"
@@ -93,7 +97,7 @@ def _cost(record: RunRecord, manifests: dict[str, Manifest]) -> Answer:
     parts += [f"peak memory {memory(int(peak))}"] if peak else []
     parts += [f"{energy / _JOULES_PER_KILOWATT_HOUR:.3g} kWh for what it is made of"] if energy else []
     earlier = sum(manifest.metrics.get("seconds", 0.0) for manifest in made) - spent
-    parts += [f"taken, not trained: {', '.join(cached)}, {duration(earlier)} when they were made"] if cached else []
+    parts += [f"made before this run: {', '.join(cached)} ({duration(earlier)} then)"] if cached else []
     return Answer("What did it cost?", f"{duration(spent)} of training", "; ".join(parts) + "." * bool(parts))
 
 
@@ -109,6 +113,10 @@ def _concerns(record: RunRecord) -> Iterator[str]:
         for alarm in outcome.alarms:
             yield f"alarm in {STAGE_NAMES[outcome.stage]}: {alarm.name.replace('_', ' ')}"
     names = {outcome.checkpoint.name: STAGE_NAMES[outcome.stage] for outcome in record.stages}
+    replying = [(one.checkpoint.stage, one.unstopped.value) for one in record.evaluations if one.unstopped]
+    stage, cut_off = replying[-1] if replying else ("base", 0.0)
+    if cut_off > _MANY_CUT_OFF:
+        yield f"{100 * cut_off:.0f} % of {STAGE_NAMES[stage]}'s replies are cut off (evaluation.max_new_tokens)"
     for comparison in record.comparisons:
         worse = [measure_name(one.measure) for one in comparison.differences if one.verdict == "worse"]
         if worse and comparison.role == "parent":

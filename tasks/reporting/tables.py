@@ -85,7 +85,7 @@ def settings_of(recipe: Recipe, stage: Stage) -> dict[str, str]:
     asked: Training = getattr(recipe, stage)
     facts = {
         "Data": asked.dataset.path,
-        "Length": f"{asked.max_steps} steps" if asked.max_steps else f"{asked.num_train_epochs:g} epochs",
+        "Length": _length(asked),
         "Effective batch": str(asked.batch_size),
         "Learning rate": f"{asked.learning_rate:g}",
         "Weights": f"LoRA, rank {asked.lora.r}" if asked.lora else "all",
@@ -96,6 +96,12 @@ def settings_of(recipe: Recipe, stage: Stage) -> dict[str, str]:
         facts["Completions per prompt"] = str(asked.num_generations)
         facts["Rewards"] = ", ".join(f"{reward.weight:g} {TIMES} {reward.label}" for reward in asked.rewards)
     return facts
+
+
+def _length(asked: Training) -> str:
+    if asked.max_steps:
+        return f"{asked.max_steps} step{'s' * (asked.max_steps != 1)}"
+    return f"{asked.num_train_epochs:g} epoch{'s' * (asked.num_train_epochs != 1)}"
 
 
 def attempt_cells(attempt: Attempt) -> tuple[str, ...]:

@@ -100,7 +100,7 @@ def _comparison(measured: dict[Measure, tuple[Estimate, Estimate, Direction]]) -
 def _movement(measure: Measure, before: Estimate, after: Estimate, direction: Direction) -> str:
     name = MEASURE_NAMES[measure]
     if direction == "unclear" and before.value == after.value:
-        return f"left {name} at {after.value:.2f}"
+        return f"did not move {name} ({after.value:.2f} before and after)"
     digits = 2 if f"{before.value:.2f}" != f"{after.value:.2f}" else 3
     step = f"from {before.value:.{digits}f} to {after.value:.{digits}f}"
     if direction == "unclear":

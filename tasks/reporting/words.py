@@ -73,7 +73,9 @@ def measure_name(figure: str) -> str:
 
 
 def number(value: float) -> str:
-    """A figure as tables write it."""
+    """A figure as tables write it: what is small is not 0."""
+    if 0 < abs(value) < 0.005:
+        return f"{value:.1g}"
     return f"{value:.2f}" if abs(value) < 100 else f"{value:.4g}"
 
 
