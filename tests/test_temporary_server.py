@@ -43,7 +43,7 @@ def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def script(
-    text: str, *arguments: str, folder: Path | None = None, **environment: str
+    text: str, environment: Mapping[str, str], *arguments: str, folder: Path | None = None
 ) -> Iterator[subprocess.Popen[str]]:
     """A Python process in a group of its own, as a terminal starts one."""
     inherited = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
