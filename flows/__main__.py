@@ -124,7 +124,7 @@ def _check(arguments: Namespace) -> int:
         return 0
     console = make_console()
     print_preflight(result, console)
-    for dataset, places in _with_problems(result).items():
+    for dataset, places in _with_problems(result):
         console.print(f"{', '.join(places)}: {dataset.path}", markup=False, highlight=False)
         print_problems(dataset.problems, dataset.read, console)
     print_forecast(stages, console)
@@ -137,13 +137,13 @@ def _check(arguments: Namespace) -> int:
     return 0
 
 
-def _with_problems(found: "Preflight") -> "dict[DatasetCheck, list[str]]":
+def _with_problems(found: "Preflight") -> "list[tuple[DatasetCheck, list[str]]]":
     """The datasets that have any, each with all of the recipe's keys that use it alike."""
-    alike: dict[DatasetCheck, list[str]] = {}
+    alike: dict[str, tuple[DatasetCheck, list[str]]] = {}
     for each in found.datasets:
         if each.problems:
-            alike.setdefault(each.model_copy(update={"place": ""}), []).append(each.place)
-    return alike
+            alike.setdefault(each.model_dump_json(exclude={"place"}), (each, []))[1].append(each.place)
+    return [*alike.values()]
 
 
 def _forecast_memory(recipe: "Recipe", found: "Preflight", stages: "list[StageForecast]") -> "list[MemoryForecast]":

@@ -31,9 +31,10 @@ _SECONDS_TO_STOP = 20
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tasks.core.preload"])
-# A step allocates and frees the same large tensors again and again. Kept by the process, they need no zeroed pages
-# anew; mimalloc finds room for them in less memory than glibc, which serves where mimalloc is not installed.
-_KEEP_FREED_MEMORY = {
+_ENVIRONMENT = {
+    "PYTHONSAFEPATH": "1",  # no `tasks.py` in the user's folder is ours
+    # A step allocates and frees the same large tensors again and again. Kept by the process, they need no zeroed pages
+    # anew; mimalloc finds room for them in less memory than glibc, which serves where mimalloc is not installed.
     "MIMALLOC_PURGE_DELAY": "-1",
     "MIMALLOC_ARENA_EAGER_COMMIT": "0",  # what is only reserved must not count for a memory limit
     "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
@@ -48,7 +49,7 @@ def warm_up() -> None:
     """Start the server, so that its imports are done by the time that the first stage asks for a child."""
     with _start:
         before = dict(os.environ)
-        wanted = _KEEP_FREED_MEMORY | _mimalloc()
+        wanted = _ENVIRONMENT | _mimalloc()
         os.environ.update({name: value for name, value in wanted.items() if name not in before})
         try:
             forkserver.ensure_running()

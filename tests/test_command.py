@@ -20,7 +20,7 @@ import yaml
 from gguf import GGUFWriter
 from rich.console import Console
 
-from flows.__main__ import main
+from flows.__main__ import _with_problems, main
 from flows.displays import showing_progress
 from flows.terminal import print_summary
 from models.artifacts import Checkpoint
@@ -580,6 +580,11 @@ def _tell() -> None:
             )
     announce(Progress(stage="dpo-0123456789abcdef", phase="completed"))
     announce(Progress(stage="reward-0123456789abcdef", phase="failed: CUDA [out of] memory"))
+
+
+def test_a_dataset_of_two_stages_is_told_of_once(tmp_path: Path) -> None:
+    found = preflight(build_recipe("quickstart", {}), Settings(home=tmp_path))
+    assert [places for _, places in _with_problems(found)] == [["reward.dataset", "dpo.dataset"]]
 
 
 def test_a_misspelt_command_is_told_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

@@ -86,13 +86,6 @@ def test_it_dies_with_its_command_even_if_that_is_killed(prefect_home: Path) -> 
         time.sleep(0.1)
 
 
-def test_modules_in_the_users_folder_are_not_its_own(prefect_home: Path, tmp_path: Path) -> None:
-    for name in ("tasks", "models", "socket"):
-        (tmp_path / f"{name}.py").write_text("raise RuntimeError")
-    with script(ADOPTING, {"PREFECT_HOME": str(prefect_home)}, folder=tmp_path) as command:
-        assert answers(first_line(command, "http://127.0.0.1:"))
-
-
 def test_a_profile_that_names_an_api_comes_first(tmp_path: Path) -> None:
     api = "http://127.0.0.1:9/api"
     (tmp_path / "profiles.toml").write_text(f'active = "mine"\n[profiles.mine]\nPREFECT_API_URL = "{api}"\n')
@@ -108,12 +101,14 @@ def test_one_that_cannot_start_says_why(tmp_path: Path) -> None:
         assert "file is not a database" in command.stdout.read()
 
 
-def test_after_ctrl_c_the_run_is_cancelled_in_prefect_too(
+def test_a_run_takes_no_module_of_the_users_folder_and_is_cancelled_in_prefect_by_ctrl_c(
     prefect_home: Path, tiny_model: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
     recipe = write_recipe(tmp_path / "tiny.yaml", tiny_recipe(tiny_model, tiny_data, sft={"max_steps": 200}))
+    for name in ("tasks", "models", "socket"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('of the user')")
     settings = {"PREFECT_HOME": str(prefect_home), "ALIGN_HOME": str(tmp_path / "home")}
-    with script(RUNNING, settings, str(recipe)) as command:
+    with script(RUNNING, settings, str(recipe), folder=tmp_path) as command:
         first_line(command, "training")
         assert command.stdout
         os.killpg(command.pid, signal.SIGINT)
