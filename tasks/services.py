@@ -1,6 +1,7 @@
 """Processes that outlive the command which starts them, each known by its id, its command and the time of its start."""
 
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,8 @@ from pydantic import ValidationError
 from models.operations import ServiceRecord
 from tasks.files import replace_file
 
+_SECONDS_TO_TELL = 0.5
+"""For a process to note how what it has started ended."""
 _SECONDS_OF_CLOCK_DRIFT = 60.0
 """By which the system may tell a process's start differently after the clock was set."""
 
@@ -61,7 +64,9 @@ class Service:
         """
         process = self.process()
         if process is not None:
-            _end(process.children(), process.children(recursive=True), patience_seconds)
+            if started := process.children():
+                _end(started, process.children(recursive=True), patience_seconds)
+                time.sleep(_SECONDS_TO_TELL)
             _end([process], [process, *process.children(recursive=True)], patience_seconds)
         self._record.unlink(missing_ok=True)
         return process is not None

@@ -261,7 +261,7 @@ def test_promotions_at_once_do_not_lose_one_another(store: ArtifactStore) -> Non
     ("content", "says"),
     [
         ("{", "Invalid JSON"),
-        ("[]", "should be an object"),
+        ("[]", "must be an object"),
         ('{"name": "champion", "history": []}', "at least 1"),
         (f'{{"schema_version": {ALIAS_LAYOUT + 1}, "name": "champion"}}', "is newer than this version reads"),
         ('{"name": "champion", "history": [], "more": 1}', "unknown key 'more'"),
