@@ -15,11 +15,10 @@ import sys
 import tempfile
 import threading
 from contextlib import suppress
-from pathlib import Path
 
 from models.errors import StageError
+from tasks.module_path import module_path
 
-_ROOT = Path(__file__).parents[1]
 _SECONDS_TO_STOP = 5
 _LINES_TOLD = 8
 _ENVIRONMENT = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
@@ -32,12 +31,11 @@ class TemporaryServer:
         self.adopted = False
         """Whether this process uses it."""
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - it has it as long as it runs
-        path = os.pathsep.join([str(_ROOT), *filter(None, sys.path)])
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self._api = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
             self._process = subprocess.Popen(  # noqa: S603 - our own server
                 [sys.executable, "-P", "-m", "tasks.temporary_server", str(listener.fileno())],
-                env=os.environ | _ENVIRONMENT | {"PYTHONPATH": path},
+                env=os.environ | _ENVIRONMENT | {"PYTHONPATH": module_path()},
                 pass_fds=[listener.fileno()],
                 stdin=subprocess.PIPE,  # it ends when that does, however this process dies
                 stdout=self._output,

@@ -18,6 +18,8 @@ from typing import IO, Any, cast
 
 import psutil
 
+from tasks.module_path import module_path
+
 _ENVIRONMENT = (
     "PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "OMP_NUM_THREADS",
     "SSL_CERT_FILE", "CUDA_VISIBLE_DEVICES",
@@ -28,7 +30,6 @@ _SECONDS_TO_START = 60.0
 _SECONDS_TO_TELL = 1.0
 _OURS = ("reward_worker.py", "<frozen runpy>")
 """What a stack shows below the user's code."""
-_ROOT = Path(__file__).parents[2]
 
 
 class CallFailed(Exception):
@@ -155,6 +156,5 @@ class RewardProcess:
 
 def _environment() -> dict[str, str]:
     """What the function may know of this process: where modules are, and a few harmless variables."""
-    path = os.pathsep.join([str(_ROOT), *filter(None, sys.path), str(Path.cwd())])
     kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-    return kept | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    return kept | {"PYTHONPATH": module_path(Path.cwd()), "PYTHONUNBUFFERED": "1"}

@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
-from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
@@ -22,8 +21,8 @@ from models.errors import InputError, Killed, StageError
 from tasks.closing import stop_if_closing
 from tasks.data.conversion import Portion, Wanted, convert
 from tasks.data.readers import Block
+from tasks.module_path import module_path
 
-_ROOT = Path(__file__).parents[2]
 _ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 _SECONDS_TO_END = 5.0
 
@@ -120,13 +119,12 @@ class _Worker:
 
     def __init__(self, wanted: Wanted) -> None:
         ours, theirs = socket.socketpair()
-        path = os.pathsep.join([str(_ROOT), *filter(None, sys.path)])
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603  # our own worker
                 [sys.executable, "-P", "-m", "tasks.data.worker", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
-                env=os.environ | _ONE_THREAD | {"PYTHONPATH": path},
+                env=os.environ | _ONE_THREAD | {"PYTHONPATH": module_path()},
                 start_new_session=True,  # Ctrl-C is this process's to answer
             )
         self._connection = Connection(ours.detach())
