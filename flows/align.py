@@ -5,6 +5,7 @@ base model ─> train_sft ┤                       ├─> train_grpo ─> eval
    datasets ─┘          └─> train_dpo ──────────┘ (policy)
 """
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from prefect.futures import PrefectFuture
@@ -72,29 +73,26 @@ def align(
     sft_input = SFTInput(policy=base, dataset=demonstrations.result(), hyperparameters=recipe.sft, **common)
     training = train_sft.submit(sft_input, execution)
 
-    # The other stages' data are prepared while it trains.
-    reward_pairs = rows(recipe.reward.dataset, "preference", stage="reward") if recipe.reward else None
-    dpo_pairs = rows(recipe.dpo.dataset, "preference", stage="dpo") if recipe.dpo else None
-    prompts = rows(recipe.grpo.dataset, "prompts", recipe.grpo.rewards, "grpo") if recipe.grpo else None
+    data = _later_data(recipe, rows)  # prepared while it trains
     sft = training.result()
 
     reward = dpo = grpo = accuracy = None
     side_by_side = execution.shared_by(2 if recipe.reward and recipe.dpo else 1)
-    if recipe.reward and reward_pairs:
-        reward_input = RewardInput(policy=sft, dataset=reward_pairs.result(), hyperparameters=recipe.reward, **common)
+    if recipe.reward:
+        reward_input = RewardInput(policy=sft, dataset=data["reward"].result(), hyperparameters=recipe.reward, **common)
         reward = train_reward_model.submit(reward_input, side_by_side)
-    if recipe.dpo and dpo_pairs:
-        dpo_input = DPOInput(policy=sft, dataset=dpo_pairs.result(), hyperparameters=recipe.dpo, **common)
+    if recipe.dpo:
+        dpo_input = DPOInput(policy=sft, dataset=data["dpo"].result(), hyperparameters=recipe.dpo, **common)
         dpo = train_dpo.submit(dpo_input, side_by_side)
     if reward:
         ranking = evaluate.submit(EvaluationInput(checkpoint=reward.result(), **heldout), side_by_side)
         accuracy = ranking.result().preference_accuracy
-    if recipe.grpo and prompts:
+    if recipe.grpo:
         grpo_input = GRPOInput(
             policy=dpo.result() if dpo else sft,
             reward_model=reward.result() if reward else None,
             reward_accuracy=accuracy,
-            dataset=prompts.result(),
+            dataset=data["grpo"].result(),
             hyperparameters=recipe.grpo,
             functions=function_digests(recipe.grpo),
             generator=execution.generator,
@@ -111,6 +109,20 @@ def align(
     own, others = judged[: len(made)], dict(zip(rivals, judged[len(made) :], strict=True))
     comparisons = compare_models.submit(own, others, recipe, execution).result()
     return show_run(report(run, list(made.values()), own, comparisons, execution))
+
+
+def _later_data(
+    recipe: Recipe, rows: Callable[..., PrefectFuture[Dataset]]
+) -> dict[TrainingStage, PrefectFuture[Dataset]]:
+    """What the stages after SFT train on, being prepared."""
+    data: dict[TrainingStage, PrefectFuture[Dataset]] = {}
+    if recipe.reward:
+        data["reward"] = rows(recipe.reward.dataset, "preference", stage="reward")
+    if recipe.dpo:
+        data["dpo"] = rows(recipe.dpo.dataset, "preference", stage="dpo")
+    if recipe.grpo:
+        data["grpo"] = rows(recipe.grpo.dataset, "prompts", recipe.grpo.rewards, "grpo")
+    return data
 
 
 def _other_scorers(asked: GRPO, heldout: dict[str, Any], execution: Execution) -> dict[str, Any]:
