@@ -27,16 +27,11 @@ PREFECT_DEFAULTS = {
 }
 
 
-def configure_prefect() -> None:
-    """Set what Prefect reads when it is first imported."""
-    for variable, value in PREFECT_DEFAULTS.items():
-        os.environ.setdefault(variable, value)
-
-
 @cache
 def begin_prefect() -> "TemporaryServer | None":
     """Start the server for a flow that this command will call, unless an API is named, before checks and imports."""
-    configure_prefect()
+    for variable, value in PREFECT_DEFAULTS.items():  # read when Prefect is first imported
+        os.environ.setdefault(variable, value)
     from tasks.temporary_server import TemporaryServer
 
     return None if "PREFECT_API_URL" in os.environ else TemporaryServer()
