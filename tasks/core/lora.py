@@ -146,9 +146,8 @@ def _save_adapter(trained: PeftModel, stage: TrainingInput, workspace: Workspace
 def outputs(model: Any, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
     """All logits (or scores) of a few fixed texts, in float32, on the CPU, as one vector."""
     model.eval()
-    found = []
-    for text in _PROBES:
-        tokens = tokenizer(text, return_tensors="pt").to(model.device)
-        logits = model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).logits
-        found.append(logits.float().cpu().flatten())
-    return torch.cat(found)
+    texts = tokenizer(list(_PROBES), return_tensors="pt", padding=True, padding_side="right").to(model.device)
+    tokens, mask = texts["input_ids"], texts["attention_mask"]
+    logits: torch.Tensor = model(input_ids=tokens, attention_mask=mask).logits
+    of_texts = logits if len(logits) == logits.numel() else logits[mask.bool()]  # a score is of a whole text
+    return of_texts.float().cpu().flatten()
