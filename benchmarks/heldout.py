@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from prefect.client.schemas.objects import State
+
 from models.artifacts import Checkpoint, Dataset, Stage
 from models.evaluation import Estimate
 from models.recipe import Recipe
@@ -23,10 +25,9 @@ FIGURES = ("exact_match", "preference_accuracy", "loss", "reward_score")
 def held_out_rows(recipe: Recipe, execution: Execution) -> dict[str, Any]:
     """What to measure on which rows: greedy replies and pairs."""
 
-    def rows(source: Any, role: Any, rules: Any = ()) -> Dataset:
+    def rows(source: Any, role: Any, rules: Any = ()) -> State[Dataset]:
         asked = (source, role, recipe.system_prompt, execution, rules, cleaning_of(recipe))
-        frozen: Dataset = prepare_dataset(*asked, return_state=True).result()
-        return frozen
+        return prepare_dataset(*asked, return_state=True)
 
     greedy = recipe.evaluation.model_copy(update={"num_samples": 0})
     return held_out(recipe.model_copy(update={"evaluation": greedy}), rows)

@@ -69,7 +69,7 @@ def align(
     common = execution.shared_inputs(recipe)
     base = prepare_base_model.submit(recipe.base_model, execution).result()
     demonstrations = rows(recipe.sft.dataset, "sft", stage="sft")
-    heldout = held_out(recipe, lambda *asked: rows(*asked).result())
+    heldout = held_out(recipe, rows)
     sft_input = SFTInput(policy=base, dataset=demonstrations.result(), hyperparameters=recipe.sft, **common)
     training = train_sft.submit(sft_input, execution)
 

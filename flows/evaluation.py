@@ -3,6 +3,7 @@
 from typing import Annotated
 
 from prefect import get_run_logger
+from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 
 from flows.parameters import checked_flow, titled
@@ -64,9 +65,9 @@ def judge(contest: Contest, settings: Settings) -> list[EvaluationResult]:
     execution = plan_execution(contest.recipe, settings)
     stop_stages_on_signals(lambda reason: False, str(flow_run.id))
 
-    def rows(source: DatasetSource, role: Role, rules: tuple[Verifier, ...] = ()) -> Dataset:
+    def rows(source: DatasetSource, role: Role, rules: tuple[Verifier, ...] = ()) -> PrefectFuture[Dataset]:
         asked = (source, role, contest.recipe.system_prompt, execution, rules, cleaning_of(contest.recipe))
-        return prepare_dataset.submit(*asked).result()
+        return prepare_dataset.submit(*asked)
 
     heldout = held_out(contest.recipe, rows)
     inputs = [

@@ -9,6 +9,8 @@ from typing import Any
 from prefect import task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.futures import PrefectFuture
 from prefect.runtime import task_run
 
 from models.artifacts import Checkpoint, Dataset, Manifest, Stage
@@ -58,32 +60,36 @@ def evaluate(stage: EvaluationInput, execution: Execution) -> EvaluationResult:
     return find_or_make("evaluation", stage.id, execution, make, read, title)
 
 
-def held_out(recipe: Recipe, rows: Callable[..., Dataset]) -> dict[str, Any]:
-    """The fields of an evaluation's input that say what to measure on which rows.
+def held_out(recipe: Recipe, rows: Callable[..., PrefectFuture[Dataset] | State[Dataset]]) -> dict[str, Any]:
+    """The fields of an evaluation's input that say what to measure on which rows; all rows are frozen side by side.
 
     Args:
         recipe: Says it.
         rows: Freezes a source's rows for a role, once the rules find what they read: `(source, role, rules)`.
     """
     asked = recipe.evaluation
+
+    def begun(of: Evaluation | EvaluationSet) -> dict[str, Any]:
+        verifier = of.verifier or asked.verifier
+        return {
+            "prompts": rows(of.prompts, "prompts", (verifier,)) if of.prompts else None,
+            "preferences": rows(of.preferences, "preference") if of.preferences else None,
+        }
+
+    def frozen(rows_of: dict[str, Any]) -> dict[str, Any]:
+        return {role: being_frozen and being_frozen.result() for role, being_frozen in rows_of.items()}
+
+    main, sets = begun(asked), [(one, begun(one)) for one in asked.sets]
     return {
         "spec": asked,
-        "prompts": rows(asked.prompts, "prompts", (asked.verifier,)),
-        "preferences": rows(asked.preferences, "preference") if asked.preferences else None,
-        "sets": tuple(_held_out_set(one, asked, rows) for one in asked.sets),
+        **frozen(main),
+        "sets": tuple(
+            HeldOutSet(name=one.name, verifier=one.verifier or asked.verifier, **frozen(its_rows))
+            for one, its_rows in sets
+        ),
         "harness_sha256": _harness_digest(asked),
         "seed": recipe.seed,
     }
-
-
-def _held_out_set(one: EvaluationSet, asked: Evaluation, rows: Callable[..., Dataset]) -> HeldOutSet:
-    verifier = one.verifier or asked.verifier
-    return HeldOutSet(
-        name=one.name,
-        verifier=verifier,
-        prompts=rows(one.prompts, "prompts", (verifier,)) if one.prompts else None,
-        preferences=rows(one.preferences, "preference") if one.preferences else None,
-    )
 
 
 def _harness_digest(asked: Evaluation) -> str:
