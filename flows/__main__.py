@@ -20,7 +20,7 @@ from flows.operating import doctor, down, up
 from flows.publishing import export
 from flows.queueing import queue
 from flows.reading import print_json, runs, verify
-from flows.session import begin_prefect, fail, in_prefect
+from flows.session import begin_servers, fail, in_prefect
 from models.errors import AlignError, InputError
 
 if TYPE_CHECKING:
@@ -56,9 +56,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments: Namespace) -> int:
     recipe = _recipe(arguments)
-    begin_prefect()
-    _preflight(recipe, keep=True)
+    _begin(recipe, keep=True)
     return _align(recipe, Path(arguments.recipe).stem or "recipe", force=tuple(arguments.force))
+
+
+def _begin(recipe: "Recipe", *, keep: bool = False) -> None:
+    """Check all that can be before a run, while what it needs comes up."""
+    print("checking recipe and data", flush=True)
+    begin_servers()
+    _preflight(recipe, keep=keep)
 
 
 def _resume(arguments: Namespace) -> int:
@@ -68,8 +74,8 @@ def _resume(arguments: Namespace) -> int:
 
     settings = load_settings()
     run = unfinished_run(settings.home, arguments.run)
-    begin_prefect()
-    print(f"resuming run {run.id}")
+    print(f"resuming run {run.id}", flush=True)
+    begin_servers()
     try:
         found = _preflight(run.recipe, keep=True)
     except InputError as error:
@@ -98,8 +104,7 @@ def _retrain(arguments: Namespace) -> int:
 
     check_alias(arguments.alias)
     recipe = _recipe(arguments)
-    begin_prefect()
-    _preflight(recipe)
+    _begin(recipe)
     with in_prefect() as ready:
         from flows.retrain import retrain
 
@@ -189,7 +194,7 @@ def _preflight(recipe: "Recipe", *, keep: bool = False, **what_if: Any) -> "Pref
 
 def _compare(arguments: Namespace) -> int:
     """Hold two models against each other."""
-    begin_prefect()
+    begin_servers()
     from flows.reading import open_store
     from flows.terminal import make_console, print_comparison
     from settings.recipes import build_recipe
@@ -212,7 +217,7 @@ def _compare(arguments: Namespace) -> int:
 
 def _reproduce(arguments: Namespace) -> int:
     """Train a checkpoint again and compare; 1 where the weights are others."""
-    begin_prefect()
+    begin_servers()
     from flows.terminal import make_console, print_reproduction
     from settings.settings import load_settings
     from tasks.reproducing import check_reproduction

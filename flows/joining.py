@@ -13,6 +13,7 @@ def join(arguments: Namespace) -> int:
     from settings.settings import load_settings
     from tasks import joining
     from tasks.child import stop_all
+    from tasks.closing import SIGNALS
 
     settings = load_settings()
     joining.check_joining(settings)
@@ -22,7 +23,7 @@ def join(arguments: Namespace) -> int:
         told.append(number)
         stop_all()
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in SIGNALS:
         signal.signal(number, end)
     joining.join(settings, lambda line: print(line, flush=True))
     return 128 + told[0]

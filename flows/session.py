@@ -28,12 +28,20 @@ PREFECT_DEFAULTS = {
 
 
 @cache
-def begin_prefect() -> "TemporaryServer | None":
-    """Start the server for a flow that this command will call, unless an API is named, before checks and imports."""
+def begin_servers() -> "TemporaryServer | None":
+    """Start what a flow that this command will call needs, so that it comes up beside checks and imports.
+
+    Returns:
+        Prefect's server; none where an API is named. The other one is the fork server of training processes.
+    """
     for variable, value in PREFECT_DEFAULTS.items():  # read when Prefect is first imported
         os.environ.setdefault(variable, value)
+    from tasks.child import warm_up
     from tasks.temporary_server import TemporaryServer
 
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # what it raises, imports turn into other errors
+        signal.signal(signal.SIGINT, _leave_unbegun)
+    warm_up()
     return None if "PREFECT_API_URL" in os.environ else TemporaryServer()
 
 
@@ -47,10 +55,7 @@ def in_prefect(quiet: bool = False) -> Iterator[Callable[[], None]]:
     Yields:
         To be called once the flow is imported: returns when Prefect is ready for it.
     """
-    server = begin_prefect()
-    from tasks.child import warm_up
-
-    warm_up()
+    server = begin_servers()
     import httpx
 
     from flows.displays import showing_progress
@@ -98,7 +103,8 @@ def _end_without_api(error: Exception, server: "TemporaryServer | None") -> NoRe
 @contextmanager
 def _leaving_on_signals() -> Iterator[None]:
     """While this is open, a signal ends the command: the run's stages save and stop, then `_leave` is called."""
-    from tasks.stopping import SIGNALS, end_by
+    from tasks.closing import SIGNALS
+    from tasks.stopping import end_by
 
     previous = {number: signal.getsignal(number) for number in SIGNALS}
     end_by(_leave)
@@ -113,6 +119,11 @@ def _leaving_on_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _leave_unbegun(number: int, frame: object) -> None:
+    print("\nalign: interrupted", file=sys.stderr, flush=True)
+    _exit_at_once(128 + number)
+
+
 def _leave(number: int, frame: object) -> None:
     with suppress(OSError):  # the terminal may be gone
         print("\nalign: interrupted; run the same again, or `align resume`, to go on", file=sys.stderr, flush=True)
@@ -123,9 +134,12 @@ def _exit_at_once(code: int) -> NoReturn:
     """End all processes of this one, the temporary server among them, and go: Prefect would wait for an answer."""
     import psutil
 
+    from tasks.child import end_server
+
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             child.terminate()
+    end_server()
     with suppress(OSError):
         sys.stdout.flush()
     os._exit(code)

@@ -12,17 +12,17 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, files
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 from tasks.child_main import ChildOptions, serve
 from tasks.children import COMPANION, Child, ChildFailed, explain, follow
-from tasks.closing import closing, stop_if_closing
+from tasks.closing import SIGNALS, closing, stop_if_closing
 from tasks.host_memory import out_of_memory_kills
 from tasks.machines import keep_in_touch
 
@@ -52,14 +52,26 @@ def warm_up() -> None:
         wanted = _ENVIRONMENT | _mimalloc()
         os.environ.update({name: value for name, value in wanted.items() if name not in before})
         try:
-            forkserver.ensure_running()
+            with _signals_kept_from_server():
+                forkserver.ensure_running()
         finally:
             for name in wanted.keys() - before.keys():
                 del os.environ[name]
 
 
+@contextmanager
+def _signals_kept_from_server() -> Iterator[None]:
+    """Let it begin with signals blocked, until it ignores them: a Ctrl-C would end it with a traceback."""
+    resource_tracker.ensure_running()  # begun by the server's start, it would end the blocking
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
 @atexit.register
-def _end_server() -> None:
+def end_server() -> None:
     """End the server at once: it would take two seconds, in which who reads the command's output waits for its end."""
     if server := forkserver._forkserver._forkserver_pid:  # type: ignore[attr-defined]
         with suppress(ProcessLookupError):

@@ -21,6 +21,7 @@ from models.contract import Contract
 from models.errors import AlignError, InputError, Killed, Stopped
 from models.launch import LOOPBACK, Launch
 from models.machines import Post
+from tasks.closing import SIGNALS
 from tasks.execution import Execution
 from tasks.files import is_disk_full
 from tasks.launch import meeting
@@ -94,7 +95,7 @@ def serve(
     _print_to(output)
     _die_with_server()
     os.setpgid(0, 0)  # a group of its own, so that all that it starts can be ended with it
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     os.environ.update(options.environment)
     _name_levels()

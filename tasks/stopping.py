@@ -20,9 +20,8 @@ from prefect.states import Cancelled
 
 from tasks.child import stop_all
 from tasks.child_main import signal_on_death_of
-from tasks.closing import closing
+from tasks.closing import SIGNALS, closing
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SECONDS_TO_TELL = 5
 _parent = os.getppid()
 

@@ -40,7 +40,7 @@ class TemporaryServer:
                 stdin=subprocess.PIPE,  # it ends when that does, however this process dies
                 stdout=self._output,
                 stderr=self._output,
-                start_new_session=True,
+                process_group=0,
             )
         atexit.register(self.stop)
 

@@ -116,3 +116,20 @@ def test_a_run_takes_no_module_of_the_users_folder_and_is_cancelled_in_prefect_b
         assert command.wait(60) == 130
     with sqlite3.connect(prefect_home / "prefect.db") as database:
         assert database.execute("SELECT state_type FROM flow_run").fetchall() == [("CANCELLED",)]
+
+
+@pytest.mark.parametrize("seconds", [0, 0.5, 1, 1.5, 2, 3])
+def test_ctrl_c_while_it_begins_ends_a_run_at_once_and_with_one_line(
+    prefect_home: Path, tiny_model: Path, tiny_data: Path, tmp_path: Path, seconds: float
+) -> None:
+    recipe = write_recipe(tmp_path / "tiny.yaml", tiny_recipe(tiny_model, tiny_data))
+    settings = {"PREFECT_HOME": str(prefect_home), "ALIGN_HOME": str(tmp_path / "home")}
+    with script(RUNNING, settings, str(recipe)) as command:
+        first_line(command, "checking recipe and data")
+        time.sleep(seconds)
+        os.killpg(command.pid, signal.SIGINT)
+        assert command.stdout
+        told = [line for line in command.stdout.read().splitlines() if line]
+        assert command.wait(60) == 130
+    assert told[-1].startswith("align: interrupted")
+    assert not [line for line in told if "Traceback" in line or "Error" in line], told

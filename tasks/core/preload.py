@@ -8,12 +8,15 @@ import logging
 import os
 import signal
 
+from tasks.closing import SIGNALS
+
 gc.disable()  # what is imported stays: looking through it for garbage takes half a second each time
 SERVER = os.getpid()
 """The process that imports this, whose children the training processes are."""
 # A signal to the whole process group is the flow's to answer: were the server to end, its children would die unsaved.
-for number in (signal.SIGTERM, signal.SIGHUP):
+for number in SIGNALS:
     signal.signal(number, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # blocked since its start
 # Asks for an optional package of kernels that nothing here needs.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
