@@ -61,6 +61,31 @@ def test_interval_and_test_of_shares_agree(rows: list[tuple[bool, bool]]) -> Non
     assert {found.verdict, swapped.verdict} in ({"unclear"}, {"better", "worse"})
 
 
+@pytest.mark.parametrize(
+    ("gained", "lost", "n", "low", "high"),
+    [
+        (1, 7, 21, -0.517, 0.0),  # as published of airways before and after a transplantation (Bentur 2009), up to 0
+        (0, 0, 20, -0.161, 0.161),
+        (64, 0, 120, 0.444, 0.620),  # nothing lost: as wide as the share's own
+        (5, 0, 25, 0.0, 0.391),  # stretched to 0 too, where the exact test cannot tell
+    ],
+)
+def test_interval_of_shares_is_tangos(gained: int, lost: int, n: int, low: float, high: float) -> None:
+    after = [True] * gained + [False] * (n - gained)
+    before = [False] * (n - lost) + [True] * lost
+    change = paired_shares("exact_match", before, after, 1).change
+    assert (change.low, change.high) == pytest.approx((low, high), abs=5e-4)
+
+
+def test_interval_of_shares_covers_the_true_difference() -> None:
+    draw, covered, trials = random.Random(5), 0, 400
+    for _ in range(trials):
+        rows = [(old := draw.random() < 0.3, draw.random() < (0.9 if old else 0.5)) for _ in range(60)]
+        change = paired_shares("exact_match", *zip(*rows, strict=True), 1).change
+        covered += change.low <= 0.3 * 0.9 + 0.7 * 0.5 - 0.3 <= change.high
+    assert 0.92 < covered / trials <= 1
+
+
 def test_agreement_on_all_rows_is_no_certainty() -> None:
     few, many = (paired_shares("exact_match", [True] * n, [True] * n, 1).change for n in (10, 1000))
     assert few.low == -few.high

@@ -8,7 +8,10 @@ from typing import Any
 from models.comparison import Difference, Verdict
 from models.evaluation import Estimate
 
-_Z = NormalDist().inv_cdf(0.975)
+_ALPHA = 0.05
+_Z = NormalDist().inv_cdf(1 - _ALPHA / 2)
+_HALVINGS = 50
+"""After which an end of an interval is as exact as a float."""
 _ENOUGH_ROWS = 20
 """For the bootstrap's percentile interval, which is too narrow for fewer."""
 _RESAMPLES = 5000
@@ -80,8 +83,8 @@ def exponential(figure: Estimate) -> Estimate:
 def paired_shares(measure: str, before: Sequence[bool], after: Sequence[bool], better: int) -> Difference:
     """Difference of two shares on the same rows, judged by McNemar's exact test.
 
-    The interval is the exact one for the rows on which the two disagree, given how many those are: it leaves out 0 just
-    where the test's p-value is below 0.05. Where they disagree on none, it says how many more rows might.
+    The interval is Tango's score interval (1998), stretched to 0 where the test, which is the stricter of the two,
+    cannot tell: it leaves out 0 just where the test's p-value is below 0.05.
 
     Args:
         measure: Name of the figure.
@@ -94,23 +97,31 @@ def paired_shares(measure: str, before: Sequence[bool], after: Sequence[bool], b
     n = len(before)
     gained = sum(new and not old for old, new in zip(before, after, strict=True))
     lost = sum(old and not new for old, new in zip(before, after, strict=True))
-    if differing := gained + lost:
-        p_value = min(1.0, 2 * float(bdtr(min(gained, lost), differing, 0.5)))
-        low, high = (differing * (2 * end - 1) / n for end in _exact_interval(gained, differing))
-    else:
-        p_value, high = 1.0, _exact_interval(0, n)[1]
-        low = -high
+    p_value = min(1.0, 2 * float(bdtr(min(gained, lost), gained + lost, 0.5)))
+    low, high = (_tango_end(gained, lost, n, towards) for towards in (-1.0, 1.0))
+    if p_value >= _ALPHA:
+        low, high = min(low, 0.0), max(high, 0.0)
     change = Estimate(value=(gained - lost) / n, low=low, high=high, n=n)
     told = {"before": fmean(before), "after": fmean(after), "change": change, "p_value": p_value}
     return Difference(measure=measure, **told, verdict=_verdict(change, better))
 
 
-def _exact_interval(hits: int, n: int) -> tuple[float, float]:
-    """Clopper and Pearson's interval (1934) of a share."""
-    from scipy.special import betaincinv  # at once, where scipy.stats takes a second to import
+def _tango_end(gained: int, lost: int, n: int, towards: float) -> float:
+    """The last difference on the way from the observed one that the score test does not reject, found by halving."""
+    near, far = (gained - lost) / n, towards
+    for _ in range(_HALVINGS):
+        middle = (near + far) / 2
+        near, far = (middle, far) if abs(_paired_score(gained, lost, n, middle)) < _Z else (near, middle)
+    return near
 
-    low = float(betaincinv(hits, n - hits + 1, 0.025)) if hits else 0.0
-    return low, float(betaincinv(hits + 1, n - hits, 0.975)) if hits < n else 1.0
+
+def _paired_score(gained: int, lost: int, n: int, difference: float) -> float:
+    """Tango's statistic: how many standard errors the shares are from that difference, were it the true one."""
+    spread = difference * (1 - difference)
+    linear = (2 * n - gained + lost) * difference - gained - lost
+    share_lost = (sqrt(linear**2 + 8 * n * lost * spread) - linear) / (4 * n)  # most likely, given the difference
+    variance = n * (2 * share_lost + spread)
+    return (gained - lost - n * difference) / sqrt(variance) if variance > 0 else 0.0
 
 
 def paired_means(
