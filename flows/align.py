@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from prefect.futures import PrefectFuture
 
 from flows.parameters import checked_flow, titled
-from models.artifacts import Dataset, Stage, TrainingStage
+from models.artifacts import Checkpoint, Dataset, Stage, TrainingStage
 from models.recipe import GRPO, Recipe
 from models.rewards import Reward, Verifier
 from models.run import RunRecord
@@ -66,13 +66,32 @@ def align(
         asked = (source, role, recipe.system_prompt, execution, rules, cleaning_of(recipe, stage))
         return prepare_dataset.submit(*asked)
 
-    common = execution.shared_inputs(recipe)
     base = prepare_base_model.submit(recipe.base_model, execution).result()
     demonstrations = rows(recipe.sft.dataset, "sft", stage="sft")
     heldout = held_out(recipe, rows)
-    sft_input = SFTInput(policy=base, dataset=demonstrations.result(), hyperparameters=recipe.sft, **common)
-    training = train_sft.submit(sft_input, execution)
+    made = _train(recipe, base, demonstrations.result(), heldout, rows, execution)
 
+    rivals = find_rivals(recipe, open_store(settings))
+    inputs = judge_inputs(recipe, made, rivals.values(), heldout)
+    evaluations = [evaluate.submit(each, execution.shared_by(len(inputs))) for each in inputs]
+    judged = [evaluation.result() for evaluation in evaluations]
+    own, others = judged[: len(made)], dict(zip(rivals, judged[len(made) :], strict=True))
+    comparisons = compare_models.submit(own, others, recipe, execution).result()
+    return show_run(report(run, list(made.values()), own, comparisons, execution))
+
+
+def _train(
+    recipe: Recipe,
+    base: Checkpoint,
+    demonstrations: Dataset,
+    heldout: dict[str, Any],
+    rows: Callable[..., PrefectFuture[Dataset]],
+    execution: Execution,
+) -> dict[Stage, Checkpoint]:
+    """The checkpoints of the stages that the recipe has, the base model's first."""
+    common = execution.shared_inputs(recipe)
+    sft_input = SFTInput(policy=base, dataset=demonstrations, hyperparameters=recipe.sft, **common)
+    training = train_sft.submit(sft_input, execution)
     data = _later_data(recipe, rows)  # prepared while it trains
     sft = training.result()
 
@@ -100,15 +119,7 @@ def align(
             **common,
         )
         grpo = train_grpo.submit(grpo_input, execution)
-
-    made = {stage.stage: stage for stage in (base, sft, *(each.result() for each in (reward, dpo, grpo) if each))}
-    rivals = find_rivals(recipe, open_store(settings))
-    inputs = judge_inputs(recipe, made, rivals.values(), heldout)
-    evaluations = [evaluate.submit(each, execution.shared_by(len(inputs))) for each in inputs]
-    judged = [evaluation.result() for evaluation in evaluations]
-    own, others = judged[: len(made)], dict(zip(rivals, judged[len(made) :], strict=True))
-    comparisons = compare_models.submit(own, others, recipe, execution).result()
-    return show_run(report(run, list(made.values()), own, comparisons, execution))
+    return {made.stage: made for made in (base, sft, *(each.result() for each in (reward, dpo, grpo) if each))}
 
 
 def _later_data(
