@@ -36,8 +36,7 @@ def headline(record: RunRecord, manifests: dict[str, Manifest]) -> list[Answer]:
         for role, question in (("base", "Better than the base model?"), ("parent", "Better by the last stage?"))
         if (one := last_comparison(record, role)) and one.differences
     ]
-    answers += [_gate(record.gate)] if record.gate else []
-    return [*answers, _cost(record, manifests), _look_at(record)] if answers else []
+    return [*answers, _gate(record.gate), _cost(record, manifests), _look_at(record)] if answers else []
 
 
 def last_comparison(record: RunRecord, role: str) -> Comparison | None:
@@ -80,10 +79,13 @@ def _sentence(one: Difference) -> str:
     return f"{name} from {one.before:.3g} to {one.after:.3g}, {sure}"
 
 
-def _gate(gate: GateResult) -> Answer:
+def _gate(gate: GateResult | None) -> Answer:
+    question = "May it be promoted?"
+    if not gate:
+        return Answer(question, "You decide", "The recipe sets no conditions (gate): align promote takes any policy.")
     failed = [one for one in gate.conditions if not one.passed]
     told = "; ".join(f"{one.condition}: {one.found}" for one in failed or gate.conditions)
-    return Answer("May it be promoted?", "Yes" if gate.passed else "No", told + ".", "good" if gate.passed else "bad")
+    return Answer(question, "Yes" if gate.passed else "No", told + ".", "good" if gate.passed else "bad")
 
 
 def _cost(record: RunRecord, manifests: dict[str, Manifest]) -> Answer:
@@ -93,7 +95,7 @@ def _cost(record: RunRecord, manifests: dict[str, Manifest]) -> Answer:
     peak = max((manifest.metrics.get("peak_memory_bytes", 0.0) for manifest in made), default=0.0)
     energy = sum(manifest.metrics.get("energy_joules", 0.0) for manifest in made)
     cached = [STAGE_NAMES[outcome.stage] for outcome in record.stages if outcome.cached]
-    parts = [f"{duration(judged)} of evaluation at the most"] if judged else []
+    parts = [f"at most {duration(judged)} of evaluation"] if judged else []
     parts += [f"peak memory {memory(int(peak))}"] if peak else []
     parts += [f"{energy / _JOULES_PER_KILOWATT_HOUR:.3g} kWh for what it is made of"] if energy else []
     earlier = sum(manifest.metrics.get("seconds", 0.0) for manifest in made) - spent
