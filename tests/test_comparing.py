@@ -81,7 +81,8 @@ def test_interval_of_shares_covers_the_true_difference() -> None:
     draw, covered, trials = random.Random(5), 0, 400
     for _ in range(trials):
         rows = [(old := draw.random() < 0.3, draw.random() < (0.9 if old else 0.5)) for _ in range(60)]
-        change = paired_shares("exact_match", *zip(*rows, strict=True), 1).change
+        before, after = zip(*rows, strict=True)
+        change = paired_shares("exact_match", before, after, 1).change
         covered += change.low <= 0.3 * 0.9 + 0.7 * 0.5 - 0.3 <= change.high
     assert 0.92 < covered / trials <= 1
 
