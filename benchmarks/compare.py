@@ -114,7 +114,10 @@ def _peer_models(seed: int, folder: Path) -> dict[Stage, Path]:
 
 
 def _round(sides: Mapping[str, Callable[..., Side]], recipe: Path, seed: int, base: Path, folder: Path) -> Round:
-    took = {name: run(recipe, seed, base, folder / f"{name}-{seed}") for name, run in sides.items()}
+    took = {}
+    for name, run in sides.items():
+        os.sync()  # what another side wrote must not slow this one's writing down
+        took[name] = run(recipe, seed, base, folder / f"{name}-{seed}")
     for name, side in took.items():
         figures = "  ".join(f"{stage} {seconds:.1f} s" for stage, seconds in side.seconds.items())
         print(f"round {seed} {name:6} {figures}", flush=True)

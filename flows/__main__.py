@@ -20,7 +20,7 @@ from flows.operating import doctor, down, up
 from flows.publishing import export
 from flows.queueing import queue
 from flows.reading import print_json, runs, verify
-from flows.session import begin_servers, fail, in_prefect
+from flows.session import begin_servers, fail, in_prefect, minding_ctrl_c
 from models.errors import AlignError, InputError
 
 if TYPE_CHECKING:
@@ -40,8 +40,9 @@ def main(argv: list[str] | None = None) -> int:
     from flows.arguments import parse_arguments
 
     try:
-        arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
-        return _COMMANDS[arguments.command](arguments)
+        with minding_ctrl_c():
+            arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+            return _COMMANDS[arguments.command](arguments)
     except InputError as error:
         return fail(error, 2)
     except AlignError as error:

@@ -88,7 +88,11 @@ def _train(
     rows: Callable[..., PrefectFuture[Dataset]],
     execution: Execution,
 ) -> dict[Stage, Checkpoint]:
-    """The checkpoints of the stages that the recipe has, the base model's first."""
+    """Train the recipe's stages, and judge the reward model before GRPO.
+
+    Returns:
+        All models, the base model's first.
+    """
     common = execution.shared_inputs(recipe)
     sft_input = SFTInput(policy=base, dataset=demonstrations, hyperparameters=recipe.sft, **common)
     training = train_sft.submit(sft_input, execution)

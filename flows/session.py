@@ -27,6 +27,34 @@ PREFECT_DEFAULTS = {
 }
 
 
+@contextmanager
+def minding_ctrl_c() -> Iterator[None]:
+    """While this is open, Ctrl-C is a KeyboardInterrupt, even where a library makes another error of it.
+
+    Raises:
+        KeyboardInterrupt: it came.
+    """
+    pressed = []
+
+    def interrupt(number: int, frame: object) -> NoReturn:
+        pressed.append(number)
+        raise KeyboardInterrupt
+
+    previous = signal.getsignal(signal.SIGINT)
+    if previous is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    except AlignError:
+        raise
+    except Exception as error:
+        if pressed:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
 @cache
 def begin_servers() -> "TemporaryServer | None":
     """Start what a flow that this command will call needs, so that it comes up beside checks and imports.
@@ -39,8 +67,6 @@ def begin_servers() -> "TemporaryServer | None":
     from tasks.child import warm_up
     from tasks.temporary_server import TemporaryServer
 
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # what it raises, imports turn into other errors
-        signal.signal(signal.SIGINT, _leave_unbegun)
     warm_up()
     return None if "PREFECT_API_URL" in os.environ else TemporaryServer()
 
@@ -119,11 +145,6 @@ def _leaving_on_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _leave_unbegun(number: int, frame: object) -> None:
-    print("\nalign: interrupted", file=sys.stderr, flush=True)
-    _exit_at_once(128 + number)
-
-
 def _leave(number: int, frame: object) -> None:
     with suppress(OSError):  # the terminal may be gone
         print("\nalign: interrupted; run the same again, or `align resume`, to go on", file=sys.stderr, flush=True)
@@ -134,8 +155,9 @@ def _exit_at_once(code: int) -> NoReturn:
     """End all processes of this one, the temporary server among them, and go: Prefect would wait for an answer."""
     import psutil
 
-    from tasks.child import end_server
+    from tasks.child import end_server, stop_all
 
+    stop_all()
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             child.terminate()

@@ -63,11 +63,11 @@ def warm_up() -> None:
 def _signals_kept_from_server() -> Iterator[None]:
     """Let it begin with signals blocked, until it ignores them: a Ctrl-C would end it with a traceback."""
     resource_tracker.ensure_running()  # begun by the server's start, it would end the blocking
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 @atexit.register

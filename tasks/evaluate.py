@@ -61,11 +61,12 @@ def evaluate(stage: EvaluationInput, execution: Execution) -> EvaluationResult:
 
 
 def held_out(recipe: Recipe, rows: Callable[..., PrefectFuture[Dataset] | State[Dataset]]) -> dict[str, Any]:
-    """The fields of an evaluation's input that say what to measure on which rows; all rows are frozen side by side.
+    """The fields of an evaluation's input that say what to measure on which rows.
 
     Args:
         recipe: Says it.
-        rows: Freezes a source's rows for a role, once the rules find what they read: `(source, role, rules)`.
+        rows: Begins to freeze a source's rows for a role, once the rules find what they read: `(source, role, rules)`.
+            Those of all sets are begun before any is waited for.
     """
     asked = recipe.evaluation
 
@@ -76,16 +77,16 @@ def held_out(recipe: Recipe, rows: Callable[..., PrefectFuture[Dataset] | State[
             "preferences": rows(of.preferences, "preference") if of.preferences else None,
         }
 
-    def frozen(rows_of: dict[str, Any]) -> dict[str, Any]:
-        return {role: being_frozen and being_frozen.result() for role, being_frozen in rows_of.items()}
+    def finished(freezing: dict[str, Any]) -> dict[str, Any]:
+        return {role: each.result() if each else None for role, each in freezing.items()}
 
     main, sets = begun(asked), [(one, begun(one)) for one in asked.sets]
     return {
         "spec": asked,
-        **frozen(main),
+        **finished(main),
         "sets": tuple(
-            HeldOutSet(name=one.name, verifier=one.verifier or asked.verifier, **frozen(its_rows))
-            for one, its_rows in sets
+            HeldOutSet(name=one.name, verifier=one.verifier or asked.verifier, **finished(freezing))
+            for one, freezing in sets
         ),
         "harness_sha256": _harness_digest(asked),
         "seed": recipe.seed,

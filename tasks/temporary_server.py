@@ -40,7 +40,7 @@ class TemporaryServer:
                 stdin=subprocess.PIPE,  # it ends when that does, however this process dies
                 stdout=self._output,
                 stderr=self._output,
-                process_group=0,
+                process_group=0,  # not a session: Linux would give it as much of the cores as all other processes here
             )
         atexit.register(self.stop)
 

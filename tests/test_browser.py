@@ -103,6 +103,7 @@ def test_the_first_screen_answers_what_people_decide_by(pages: Pages, report: Pa
     answers = {one.split("\n")[0]: one for one in page.locator(".answer").all_inner_texts()}
     assert {"Better than the base model?", "May it be promoted?", "What did it cost?"} <= set(answers)
     assert "What to look at?" in answers
+    assert "You decide" in answers["May it be promoted?"]
     lowest = page.locator(".answer").last.bounding_box()
     assert lowest
     assert lowest["y"] + lowest["height"] < 850

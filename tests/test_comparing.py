@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from models.artifacts import Checkpoint, Stage
 from models.evaluation import Estimate, EvaluationResult, HeldOutFigures, PairScores, Sample
 from tasks.comparing import BETTER, compare, win_rate
-from tasks.core.statistics import exponential, mean_of_ratios, paired_means, paired_shares
+from tasks.core.statistics import _tango_end, exponential, mean_of_ratios, paired_means, paired_shares
 
 
 def sample(correct: bool, row: int = 0, reply: str = "r", **measured: Any) -> Sample:
@@ -61,35 +61,51 @@ def test_interval_and_test_of_shares_agree(rows: list[tuple[bool, bool]]) -> Non
     assert {found.verdict, swapped.verdict} in ({"unclear"}, {"better", "worse"})
 
 
+def shares(gained: int, lost: int, n: int) -> Estimate:
+    """The difference of two shares of which so many rows speak for one model or the other."""
+    after = [True] * gained + [False] * (n - gained)
+    before = [False] * (n - lost) + [True] * lost
+    return paired_shares("exact_match", before, after, 1).change
+
+
 @pytest.mark.parametrize(
     ("gained", "lost", "n", "low", "high"),
     [
-        (1, 7, 21, -0.517, 0.0),  # as published of airways before and after a transplantation (Bentur 2009), up to 0
+        (1, 7, 21, -0.517, -0.026),  # as published, of airways before and after a transplantation (Bentur 2009)
         (0, 0, 20, -0.161, 0.161),
         (64, 0, 120, 0.444, 0.620),  # nothing lost: as wide as the share's own
-        (5, 0, 25, 0.0, 0.391),  # stretched to 0 too, where the exact test cannot tell
     ],
 )
 def test_interval_of_shares_is_tangos(gained: int, lost: int, n: int, low: float, high: float) -> None:
-    after = [True] * gained + [False] * (n - gained)
-    before = [False] * (n - lost) + [True] * lost
-    change = paired_shares("exact_match", before, after, 1).change
-    assert (change.low, change.high) == pytest.approx((low, high), abs=5e-4)
+    ends = [_tango_end(gained, lost, n, towards) for towards in (-1, 1)]
+    assert ends == pytest.approx([low, high], abs=5e-4)
 
 
-def test_interval_of_shares_covers_the_true_difference() -> None:
-    draw, covered, trials = random.Random(5), 0, 400
+def test_interval_of_shares_is_stretched_to_0_where_the_exact_test_cannot_tell() -> None:
+    change = shares(1, 7, 21)
+    assert [change.low, change.high] == pytest.approx([-0.517, 0], abs=5e-4)
+    assert change.high == 0
+    change = shares(3, 12, 40)  # p-value 0.035
+    assert change.high == _tango_end(3, 12, 40, 1) < 0
+
+
+def test_interval_of_shares_covers_the_true_difference_and_not_much_more() -> None:
+    draw, trials = random.Random(5), 400
+    changes = []
     for _ in range(trials):
         rows = [(old := draw.random() < 0.3, draw.random() < (0.9 if old else 0.5)) for _ in range(60)]
         before, after = zip(*rows, strict=True)
-        change = paired_shares("exact_match", before, after, 1).change
-        covered += change.low <= 0.3 * 0.9 + 0.7 * 0.5 - 0.3 <= change.high
-    assert 0.92 < covered / trials <= 1
+        changes.append(paired_shares("exact_match", before, after, 1).change)
+    covered = sum(change.low <= 0.3 * 0.9 + 0.7 * 0.5 - 0.3 <= change.high for change in changes)
+    assert 0.92 < covered / trials < 0.98
+    width = sum(change.high - change.low for change in changes) / trials
+    standard_error = math.sqrt((0.35 + 0.03 - 0.32**2) / 60)  # of a row's gain, which is 1, 0 or -1
+    assert width == pytest.approx(2 * 1.96 * standard_error, rel=0.1)
 
 
 def test_agreement_on_all_rows_is_no_certainty() -> None:
-    few, many = (paired_shares("exact_match", [True] * n, [True] * n, 1).change for n in (10, 1000))
-    assert few.low == -few.high
+    few, many = shares(0, 0, 10), shares(0, 0, 1000)
+    assert few.low == pytest.approx(-few.high)
     assert few.high > 0.2
     assert 0 < many.high < 0.01
 

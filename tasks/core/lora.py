@@ -149,5 +149,5 @@ def outputs(model: Any, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
     texts = tokenizer(list(_PROBES), return_tensors="pt", padding=True, padding_side="right").to(model.device)
     tokens, mask = texts["input_ids"], texts["attention_mask"]
     logits: torch.Tensor = model(input_ids=tokens, attention_mask=mask).logits
-    of_texts = logits if len(logits) == logits.numel() else logits[mask.bool()]  # a score is of a whole text
+    of_texts = logits[mask.bool()] if logits.ndim == 3 else logits  # a score is of a whole text
     return of_texts.float().cpu().flatten()

@@ -24,8 +24,15 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "warning")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
-import peft
 import torch
+
+compile_function = torch.compile
+# bitsandbytes has functions compiled that neither CPUs nor CUDA use: importing the compiler takes 0.4 s.
+torch.compile = lambda function, **_: function  # type: ignore[assignment]
+import bitsandbytes
+
+torch.compile = compile_function
+import peft
 import transformers.models.auto.modeling_auto
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, Trainer
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping

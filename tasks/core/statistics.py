@@ -9,9 +9,10 @@ from models.comparison import Difference, Verdict
 from models.evaluation import Estimate
 
 _ALPHA = 0.05
-_Z = NormalDist().inv_cdf(1 - _ALPHA / 2)
+_TAILS = (_ALPHA / 2, 1 - _ALPHA / 2)
+_Z = NormalDist().inv_cdf(_TAILS[1])
 _HALVINGS = 50
-"""After which an end of an interval is as exact as a float."""
+"""After which an end of an interval is exact to 2e-15."""
 _ENOUGH_ROWS = 20
 """For the bootstrap's percentile interval, which is too narrow for fewer."""
 _RESAMPLES = 5000
@@ -119,7 +120,8 @@ def _paired_score(gained: int, lost: int, n: int, difference: float) -> float:
     """Tango's statistic: how many standard errors the shares are from that difference, were it the true one."""
     spread = difference * (1 - difference)
     linear = (2 * n - gained + lost) * difference - gained - lost
-    share_lost = (sqrt(linear**2 + 8 * n * lost * spread) - linear) / (4 * n)  # most likely, given the difference
+    root = sqrt(max(0.0, linear**2 + 8 * n * lost * spread))
+    share_lost = (root - linear) / (4 * n)  # the most likely one, given the difference
     variance = n * (2 * share_lost + spread)
     return (gained - lost - n * difference) / sqrt(variance) if variance > 0 else 0.0
 
@@ -156,7 +158,7 @@ def _bootstrap(gains: Any, weights: Any) -> tuple[float, float]:
     sizes = [min(at_once, _RESAMPLES - done) for done in range(0, _RESAMPLES, at_once)]
     samples = (draws.integers(n, size=(size, n)) for size in sizes)
     means = numpy.concatenate([gains[rows].sum(1) / weights[rows].sum(1) for rows in samples])
-    low, high = numpy.quantile(means, (0.025, 0.975))
+    low, high = numpy.quantile(means, _TAILS)
     return float(low), float(high)
 
 
@@ -165,7 +167,7 @@ def _student(gains: Any, weights: Any) -> tuple[float, float]:
 
     n, centre = len(weights), gains.sum() / weights.sum()
     spread = (gains - centre * weights).std(ddof=1) / weights.mean() if n > 1 else abs(centre)
-    half = stdtrit(max(1, n - 1), 0.975) * spread / sqrt(n)
+    half = stdtrit(max(1, n - 1), _TAILS[1]) * spread / sqrt(n)
     return float(centre - half), float(centre + half)
 
 

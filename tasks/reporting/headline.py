@@ -82,7 +82,7 @@ def _sentence(one: Difference) -> str:
 def _gate(gate: GateResult | None) -> Answer:
     question = "May it be promoted?"
     if not gate:
-        return Answer(question, "You decide", "The recipe sets no conditions (gate): align promote takes any policy.")
+        return Answer(question, "You decide", "This run's recipe sets no conditions (gate).")
     failed = [one for one in gate.conditions if not one.passed]
     told = "; ".join(f"{one.condition}: {one.found}" for one in failed or gate.conditions)
     return Answer(question, "Yes" if gate.passed else "No", told + ".", "good" if gate.passed else "bad")
