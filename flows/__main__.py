@@ -20,7 +20,7 @@ from flows.operating import doctor, down, up
 from flows.publishing import export
 from flows.queueing import queue
 from flows.reading import print_json, runs, verify
-from flows.session import begin_servers, fail, in_prefect, minding_ctrl_c
+from flows.session import begin, fail, in_prefect, minding_ctrl_c
 from models.errors import AlignError, InputError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def _run(arguments: Namespace) -> int:
 def _begin(recipe: "Recipe", *, keep: bool = False) -> None:
     """Check all that can be before a run, while what it needs comes up."""
     print("checking recipe and data", flush=True)
-    begin_servers()
+    begin()
     _preflight(recipe, keep=keep)
 
 
@@ -76,7 +76,7 @@ def _resume(arguments: Namespace) -> int:
     settings = load_settings()
     run = unfinished_run(settings.home, arguments.run)
     print(f"resuming run {run.id}", flush=True)
-    begin_servers()
+    begin()
     try:
         found = _preflight(run.recipe, keep=True)
     except InputError as error:
@@ -195,7 +195,7 @@ def _preflight(recipe: "Recipe", *, keep: bool = False, **what_if: Any) -> "Pref
 
 def _compare(arguments: Namespace) -> int:
     """Hold two models against each other."""
-    begin_servers()
+    begin()
     from flows.reading import open_store
     from flows.terminal import make_console, print_comparison
     from settings.recipes import build_recipe
@@ -218,7 +218,7 @@ def _compare(arguments: Namespace) -> int:
 
 def _reproduce(arguments: Namespace) -> int:
     """Train a checkpoint again and compare; 1 where the weights are others."""
-    begin_servers()
+    begin()
     from flows.terminal import make_console, print_reproduction
     from settings.settings import load_settings
     from tasks.reproducing import check_reproduction

@@ -6,7 +6,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
 from typing import TYPE_CHECKING, NoReturn
 
 from models.errors import AlignError, InputError, StageError
@@ -40,9 +39,10 @@ def minding_ctrl_c() -> Iterator[None]:
         pressed.append(number)
         raise KeyboardInterrupt
 
-    previous = signal.getsignal(signal.SIGINT)
-    if previous is signal.default_int_handler:
-        signal.signal(signal.SIGINT, interrupt)
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored, as in the background of a shell
+        yield
+        return
+    signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     except AlignError:
@@ -52,23 +52,19 @@ def minding_ctrl_c() -> Iterator[None]:
             raise KeyboardInterrupt from error
         raise
     finally:
-        signal.signal(signal.SIGINT, previous)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@cache
-def begin_servers() -> "TemporaryServer | None":
-    """Start what a flow that this command will call needs, so that it comes up beside checks and imports.
+def begin() -> None:
+    """Start the training processes' parent for a flow that this command will call, before checks and imports.
 
-    Returns:
-        Prefect's server; none where an API is named. The other one is the fork server of training processes.
+    Of all that has to come up it takes longest, so Prefect's server does not share the cores with it from the start.
     """
     for variable, value in PREFECT_DEFAULTS.items():  # read when Prefect is first imported
         os.environ.setdefault(variable, value)
     from tasks.child import warm_up
-    from tasks.temporary_server import TemporaryServer
 
     warm_up()
-    return None if "PREFECT_API_URL" in os.environ else TemporaryServer()
 
 
 @contextmanager
@@ -81,7 +77,10 @@ def in_prefect(quiet: bool = False) -> Iterator[Callable[[], None]]:
     Yields:
         To be called once the flow is imported: returns when Prefect is ready for it.
     """
-    server = begin_servers()
+    begin()
+    from tasks.temporary_server import TemporaryServer
+
+    server = None if "PREFECT_API_URL" in os.environ else TemporaryServer()
     import httpx
 
     from flows.displays import showing_progress

@@ -1,4 +1,4 @@
-"""A Prefect server for one command, where no API is configured; begun early, so that it comes up beside the imports.
+"""A Prefect server for one command, where no API is configured; it comes up beside the imports of Prefect's client.
 
 Prefect would start one itself, but only when its client first asks, and after the import of the whole server into the
 client's process. This one is out of reach of a terminal's Ctrl-C, so that it can be told how a run ended, and ends with
