@@ -57,11 +57,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments: Namespace) -> int:
     recipe = _recipe(arguments)
-    _begin(recipe, keep=True)
+    _check_before_run(recipe, keep=True)
     return _align(recipe, Path(arguments.recipe).stem or "recipe", force=tuple(arguments.force))
 
 
-def _begin(recipe: "Recipe", *, keep: bool = False) -> None:
+def _check_before_run(recipe: "Recipe", *, keep: bool = False) -> None:
     """Check all that can be before a run, while what it needs comes up."""
     print("checking recipe and data", flush=True)
     begin()
@@ -105,7 +105,7 @@ def _retrain(arguments: Namespace) -> int:
 
     check_alias(arguments.alias)
     recipe = _recipe(arguments)
-    _begin(recipe)
+    _check_before_run(recipe)
     with in_prefect() as ready:
         from flows.retrain import retrain
 
@@ -124,8 +124,10 @@ def _check(arguments: Namespace) -> int:
     result = _preflight(recipe, card=arguments.card, offline=arguments.offline)
     stages = _forecast(recipe, result) if result.named else []
     if arguments.json:
-        memory = _forecast_memory(recipe, result, stages)
-        parts = {"forecast": [stage.model_dump() for stage in stages], "memory": [each.model_dump() for each in memory]}
+        parts = {
+            "forecast": [stage.model_dump() for stage in stages],
+            "memory": [each.model_dump() for each in _forecast_memory(recipe, result, stages) or ()],
+        }
         print_json(result.model_dump(mode="json") | parts)
         return 0
     console = make_console()
@@ -138,7 +140,7 @@ def _check(arguments: Namespace) -> int:
         memory = _forecast_memory(recipe, result, stages)
     if memory:
         print_memory(memory, console)
-    if memory and not result.unread and all(each.verdict != "won't fit" for each in memory):
+    if memory is not None and not result.unread and all(each.verdict != "won't fit" for each in memory):
         console.print("nothing speaks against a run", markup=False)
     return 0
 
@@ -152,8 +154,10 @@ def _with_problems(found: "Preflight") -> "list[tuple[DatasetCheck, list[str]]]"
     return [*alike.values()]
 
 
-def _forecast_memory(recipe: "Recipe", found: "Preflight", stages: "list[StageForecast]") -> "list[MemoryForecast]":
-    """The memory of the stages that are still to be trained; a model that cannot be estimated stops nothing."""
+def _forecast_memory(
+    recipe: "Recipe", found: "Preflight", stages: "list[StageForecast]"
+) -> "list[MemoryForecast] | None":
+    """The memory of the stages that are still to be trained; none where it cannot be estimated, which stops nothing."""
     from settings.settings import load_settings
     from tasks.execution import plan_execution
     from tasks.memory_forecast import forecast_memory, forecast_memory_offline
@@ -165,7 +169,7 @@ def _forecast_memory(recipe: "Recipe", found: "Preflight", stages: "list[StageFo
         return forecast_memory(recipe, found.datasets, stages, execution)
     except (AlignError, OSError) as error:
         print(f"align: memory is not estimated: {str(error).splitlines()[0]}", file=sys.stderr)
-        return []
+        return None
 
 
 def _forecast(recipe: "Recipe", found: "Preflight", run: "RunRecord | None" = None) -> list["StageForecast"]:

@@ -44,7 +44,8 @@ def resolve(store: ArtifactStore, wanted: str, *kinds: Kind) -> tuple[Path, Mani
     there = matches if found else [path for kind in kinds for path in store.newest_first(kind)]
     names = _listed(there) or "none yet; run a recipe first"
     rule = "matches several folders" if found else "matches nothing"
-    raise InputError(f"'{wanted}' {rule} in {store.home}; give an alias, a folder or more of a name: {names}")
+    remedy = "give an alias, a stage (for its newest), a folder or more of a name"
+    raise InputError(f"'{wanted}' {rule} in {store.home}; {remedy}: {names}")
 
 
 def as_checkpoint(path: Path, manifest: Manifest) -> Checkpoint:

@@ -35,6 +35,7 @@ from tasks.preflight import preflight
 from tasks.progress import Progress, announce
 from tasks.run_record import hold_run, release_run, save_run, standing
 from tasks.store import ArtifactStore
+from tests.tiny import tiny_recipe, write_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 REMOVED = object()
@@ -334,6 +335,17 @@ def test_check(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "grpo" in said
     assert "`chosen` is better than `rejected`" in said
     assert _files(project) == before
+
+
+@pytest.mark.slow
+def test_nothing_speaks_against_a_run_that_has_all(
+    home: Path, tiny_model: Path, tiny_data: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("ALIGN_HOME", str(home))
+    file = write_recipe(tmp_path / "tiny.yaml", tiny_recipe(tiny_model, tiny_data))
+    assert main(["check", str(file)]) == 0
+    assert capsys.readouterr().out.rstrip().endswith("nothing speaks against a run")
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["run", "--help"], ["chat", "--help"]])
