@@ -20,7 +20,7 @@ from flows.operating import doctor, down, up
 from flows.publishing import export
 from flows.queueing import queue
 from flows.reading import print_json, runs, verify
-from flows.session import begin, fail, in_prefect, minding_ctrl_c
+from flows.session import begin_fork_server, fail, in_prefect, minding_ctrl_c
 from models.errors import AlignError, InputError
 
 if TYPE_CHECKING:
@@ -40,9 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     from flows.arguments import parse_arguments
 
     try:
-        with minding_ctrl_c():
-            arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
-            return _COMMANDS[arguments.command](arguments)
+        arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+        return _COMMANDS[arguments.command](arguments)
     except InputError as error:
         return fail(error, 2)
     except AlignError as error:
@@ -51,10 +50,11 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        print("align: interrupted", file=sys.stderr)
+        print("\nalign: interrupted", file=sys.stderr)
         return 130
 
 
+@minding_ctrl_c()
 def _run(arguments: Namespace) -> int:
     recipe = _recipe(arguments)
     _check_before_run(recipe, keep=True)
@@ -64,10 +64,11 @@ def _run(arguments: Namespace) -> int:
 def _check_before_run(recipe: "Recipe", *, keep: bool = False) -> None:
     """Check all that can be before a run, while what it needs comes up."""
     print("checking recipe and data", flush=True)
-    begin()
+    begin_fork_server()
     _preflight(recipe, keep=keep)
 
 
+@minding_ctrl_c()
 def _resume(arguments: Namespace) -> int:
     from flows.terminal import make_console, print_forecast
     from settings.settings import load_settings
@@ -76,7 +77,7 @@ def _resume(arguments: Namespace) -> int:
     settings = load_settings()
     run = unfinished_run(settings.home, arguments.run)
     print(f"resuming run {run.id}", flush=True)
-    begin()
+    begin_fork_server()
     try:
         found = _preflight(run.recipe, keep=True)
     except InputError as error:
@@ -99,6 +100,7 @@ def _align(recipe: "Recipe", name: str, **options: Any) -> int:
     return 0
 
 
+@minding_ctrl_c()
 def _retrain(arguments: Namespace) -> int:
     """Train and judge what has changed, and say what became of it."""
     from tasks.promoting import check_alias
@@ -157,7 +159,7 @@ def _with_problems(found: "Preflight") -> "list[tuple[DatasetCheck, list[str]]]"
 def _forecast_memory(
     recipe: "Recipe", found: "Preflight", stages: "list[StageForecast]"
 ) -> "list[MemoryForecast] | None":
-    """The memory of the stages that are still to be trained; none where it cannot be estimated, which stops nothing."""
+    """The memory of the stages that are still to be trained; `None`: it cannot be estimated, which stops nothing."""
     from settings.settings import load_settings
     from tasks.execution import plan_execution
     from tasks.memory_forecast import forecast_memory, forecast_memory_offline
@@ -197,9 +199,10 @@ def _preflight(recipe: "Recipe", *, keep: bool = False, **what_if: Any) -> "Pref
     return preflight(recipe, load_settings(), WhatIf(**what_if), keep=keep, on_rows=tell)
 
 
+@minding_ctrl_c()
 def _compare(arguments: Namespace) -> int:
     """Hold two models against each other."""
-    begin()
+    begin_fork_server()
     from flows.reading import open_store
     from flows.terminal import make_console, print_comparison
     from settings.recipes import build_recipe
@@ -220,9 +223,10 @@ def _compare(arguments: Namespace) -> int:
     return 0
 
 
+@minding_ctrl_c()
 def _reproduce(arguments: Namespace) -> int:
     """Train a checkpoint again and compare; 1 where the weights are others."""
-    begin()
+    begin_fork_server()
     from flows.terminal import make_console, print_reproduction
     from settings.settings import load_settings
     from tasks.reproducing import check_reproduction

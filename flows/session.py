@@ -45,8 +45,6 @@ def minding_ctrl_c() -> Iterator[None]:
     signal.signal(signal.SIGINT, interrupt)
     try:
         yield
-    except AlignError:
-        raise
     except Exception as error:
         if pressed:
             raise KeyboardInterrupt from error
@@ -55,10 +53,10 @@ def minding_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def begin() -> None:
-    """Start the training processes' parent for a flow that this command will call, before checks and imports.
+def begin_fork_server() -> None:
+    """Start the training processes' parent, and set Prefect's defaults, for a flow that this command will call.
 
-    Of all that has to come up it takes longest, so Prefect's server does not share the cores with it from the start.
+    Of all that has to come up it takes longest: begun before checks and imports, it is ready when Prefect is.
     """
     for variable, value in PREFECT_DEFAULTS.items():  # read when Prefect is first imported
         os.environ.setdefault(variable, value)
@@ -71,13 +69,14 @@ def begin() -> None:
 def in_prefect(quiet: bool = False) -> Iterator[Callable[[], None]]:
     """Call a flow inside, with Prefect as the command wants it, and show how its stages go.
 
+    The fork server was begun before.
+
     Args:
         quiet: Whether the standard output is for the result alone; progress goes to the standard error then.
 
     Yields:
         To be called once the flow is imported: returns when Prefect is ready for it.
     """
-    begin()
     from tasks.temporary_server import TemporaryServer
 
     server = None if "PREFECT_API_URL" in os.environ else TemporaryServer()

@@ -97,6 +97,7 @@ def print_forecast(stages: Sequence[StageForecast], console: Console) -> None:
     """What is there of each stage, and what that saves."""
     said = {
         "cached": "is there",
+        "rebuilds": "is there without its merged weights, which are made anew",
         "resumes": "goes on after step {0.step} of {0.total_steps}",
         "new": "will be trained",
         "damaged": "is there but damaged: will be moved aside and trained again",

@@ -52,7 +52,10 @@ class TemporaryServer:
         """
         from prefect.context import refresh_global_settings_context
 
-        if self.adopted or not _is_wanted():
+        if self.adopted:
+            return
+        if not _is_wanted():
+            self.stop()
             return
         self._wait()
         self.adopted = True

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from models.artifacts import Kind, Manifest
+from models.artifacts import Kind, Manifest, Pruned
 from models.fingerprint import ID_LENGTH, fingerprint
-from tasks.store import ArtifactStore
+from tasks.pruned import mark_pruned
+from tasks.store import ArtifactStore, read_manifest
 
 KINDS: dict[str, Kind] = {"base": "base", "dataset": "dataset", "evaluation": "evaluation"}
 FILES = {"model.safetensors": b"weights " * 100, "adapter/adapter_model.safetensors": b"a" * 10, "config.json": b"{}"}
@@ -63,3 +64,11 @@ def manifest_of(**changes: Any) -> Manifest:
     identity = identity_of("sft")
     fields = {"kind": "checkpoint", "fingerprint": fingerprint(identity), "identity": identity, "files": ()}
     return Manifest.model_validate({"created": "2026-01-01T00:00:00+00:00", **fields, **changes})
+
+
+def drop(folder: Path, *files: str) -> None:
+    """Remove files as prune does."""
+    names = files or tuple(entry.path for entry in read_manifest(folder).files)
+    mark_pruned(folder, Pruned(files=names, when="2026-01-02T00:00:00+00:00", why="for a test"))
+    for name in names:
+        (folder / name).unlink()

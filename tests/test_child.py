@@ -38,6 +38,12 @@ def facts(report: Report) -> dict[str, int]:
     return {"process": os.getpid(), "threads": torch.get_num_threads()}
 
 
+def compiler(report: Report) -> str:
+    import torch
+
+    return torch.compile.__module__
+
+
 def counting(to: int, report: Report) -> int:
     for number in range(to):
         report({"step": number})
@@ -130,6 +136,10 @@ def gone(process: int) -> bool:
             return True
         time.sleep(0.05)
     return False
+
+
+def test_the_compiler_that_bitsandbytes_import_goes_without_is_there() -> None:
+    assert run(compiler)[0] == "torch"
 
 
 def test_value_comes_back_from_another_process() -> None:

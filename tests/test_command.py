@@ -35,6 +35,7 @@ from tasks.preflight import preflight
 from tasks.progress import Progress, announce
 from tasks.run_record import hold_run, release_run, save_run, standing
 from tasks.store import ArtifactStore
+from tests.folders import drop
 from tests.tiny import tiny_recipe, write_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -344,8 +345,28 @@ def test_nothing_speaks_against_a_run_that_has_all(
 ) -> None:  # fmt: skip
     monkeypatch.setenv("ALIGN_HOME", str(home))
     file = write_recipe(tmp_path / "tiny.yaml", tiny_recipe(tiny_model, tiny_data))
+    drop(next(home.glob("checkpoints/sft-*")), "model.safetensors")
     assert main(["check", str(file)]) == 0
-    assert capsys.readouterr().out.rstrip().endswith("nothing speaks against a run")
+    said = capsys.readouterr().out
+    assert said.rstrip().endswith("nothing speaks against a run")
+    assert said.count("is there") == 4
+    assert "is there without its merged weights, which are made anew" in said
+    assert "will be trained" not in said
+
+
+@pytest.mark.slow
+def test_memory_that_cannot_be_estimated_speaks_for_nothing(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise StageError("no estimate")
+
+    monkeypatch.setattr("tasks.memory_forecast.forecast_memory", fail)
+    _write_project(project, RECIPE, {})
+    assert main(["check", "recipe.yaml"]) == 0
+    said = capsys.readouterr()
+    assert "memory is not estimated: no estimate" in said.err
+    assert "nothing speaks against" not in said.out
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["run", "--help"], ["chat", "--help"]])

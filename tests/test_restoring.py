@@ -22,18 +22,10 @@ from tasks.pruned import PRUNED, is_pruned, mark_pruned
 from tasks.restoring import merged_weights, obstacle, restore
 from tasks.store import MANIFEST, ArtifactStore, damage, read_manifest
 from tasks.telling import Teller
-from tests.folders import content_of, manifest_of, name_of, publish
+from tests.folders import content_of, drop, manifest_of, name_of, publish
 from tests.tiny import run_align
 
 WEIGHTS = "model.safetensors"
-
-
-def drop(folder: Path, *files: str) -> None:
-    """Remove files as prune does."""
-    names = files or tuple(entry.path for entry in read_manifest(folder).files)
-    mark_pruned(folder, Pruned(files=names, when="2026-01-02T00:00:00+00:00", why="for a test"))
-    for name in names:
-        (folder / name).unlink()
 
 
 def make_whole(store: ArtifactStore, folder: Path, threads: int = 2) -> list[str]:
