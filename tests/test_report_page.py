@@ -20,6 +20,7 @@ from tasks.reporting.charts import learning_charts, metric_charts
 from tasks.reporting.page import LINEAGE_PAGE, render_report
 from tasks.reporting.picture import pictures
 from tasks.reporting.samples import answering, choose_rows, sample_rows
+from tasks.reporting.tables import metric_rows
 from tasks.reporting.verdict import stage_verdict, verdict
 from tasks.reporting.words import TIMES
 
@@ -286,6 +287,28 @@ def with_exact_match(run: RunRecord, values: dict[Stage, float]) -> RunRecord:
 def test_verdict_follows_the_intervals(before: float, after: float, said: str) -> None:
     run = with_exact_match(record("dpo"), {"base": 0.0, "sft": before, "dpo": after})
     assert stage_verdict(run, "dpo") == said
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "arrow", "change"),
+    [(0.1, 0.4, "▲", "raised, better"), (0.4, 0.1, "▼", "lowered, worse"), (0.4, 0.44, "", "")],
+)
+def test_arrows_say_which_way_and_whether_that_is_better(before: float, after: float, arrow: str, change: str) -> None:
+    run = with_exact_match(record("dpo"), {"base": 0.0, "sft": before, "dpo": after})
+    cell = metric_rows(run)[0].cells[-1]
+    assert cell
+    assert (cell.arrow, cell.change) == (arrow, change)
+    assert cell.tone == change.rpartition(" ")[2]
+
+
+def test_a_lower_loss_is_better() -> None:
+    run = record("dpo")
+    losses = [Estimate(value=value, low=value - 0.1, high=value + 0.1, n=50) for value in (3.0, 2.0, 1.0)]
+    judged = zip(run.evaluations, losses, strict=True)
+    told = tuple(EvaluationResult(checkpoint=each.checkpoint, loss=loss) for each, loss in judged)
+    cell = metric_rows(run.model_copy(update={"evaluations": told}))[0].cells[-1]
+    assert cell
+    assert cell.change == "lowered, better"
 
 
 def test_verdict_names_what_got_worse_beside_what_improved() -> None:

@@ -100,7 +100,8 @@ def _cost(record: RunRecord, manifests: dict[str, Manifest]) -> Answer:
     parts += [f"{energy / _JOULES_PER_KILOWATT_HOUR:.3g} kWh for what it is made of"] if energy else []
     earlier = sum(manifest.metrics.get("seconds", 0.0) for manifest in made) - spent
     parts += [f"made before this run: {', '.join(cached)} ({duration(earlier)} then)"] if cached else []
-    return Answer("What did it cost?", f"{duration(spent)} of training", "; ".join(parts) + "." * bool(parts))
+    trained = f"{duration(spent)} of training" if spent else "No training"
+    return Answer("What did it cost?", trained, "; ".join(parts) + "." * bool(parts))
 
 
 def _look_at(record: RunRecord) -> Answer:

@@ -8,10 +8,12 @@ from models.artifacts import Attempt, Manifest, Stage
 from models.evaluation import Estimate
 from models.recipe import DPO, GRPO, Recipe, Training
 from models.run import RunRecord
+from tasks.comparing import BETTER
 from tasks.reporting.verdict import by_stage, movement
 from tasks.reporting.words import MEASURE_NAMES, TIMES, UNKNOWN, duration, measure_name, memory, number, stages_of
 
 ARROWS = {"raised": "▲", "lowered": "▼", "unclear": ""}
+_SIGNS = {"raised": 1, "lowered": -1, "unclear": 0}
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,10 @@ class Cell:
     interval: str
     arrow: str
     """`▲` or `▼` where the figure differs from the parent's by more than chance explains."""
+    tone: str
+    """`better` or `worse` where that is one of them."""
     change: str
-    """The same in a word, for readers who cannot see the arrow."""
+    """The same in words, for readers who cannot see the arrow."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,10 @@ def _cell(record: RunRecord, stage: Stage, name: str, figure: Estimate | None) -
         return None
     moved = movement(record, stage, name)
     interval = f"[{number(figure.low)}, {number(figure.high)}]"
-    return Cell(number(figure.value), interval, ARROWS[moved], moved if ARROWS[moved] else "")
+    good = BETTER.get(name.rpartition(": ")[2].partition("/")[0], 0) * _SIGNS[moved]
+    tone = {1: "better", -1: "worse"}.get(good, "")
+    change = ", ".join(filter(None, (moved, tone))) if ARROWS[moved] else ""
+    return Cell(number(figure.value), interval, ARROWS[moved], tone, change)
 
 
 def settings_of(recipe: Recipe, stage: Stage) -> dict[str, str]:
