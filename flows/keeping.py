@@ -66,7 +66,7 @@ def prune(arguments: Namespace) -> int:
     from flows.terminal import make_console
 
     print_plan(plan, arguments.yes, make_console())
-    told = f"{freed / 1e6:.1f} MB are free now" if arguments.yes else f"{plan.frees_bytes / 1e6:.1f} MB would be free"
+    told = f"{freed / 1e6:.1f} MB were freed" if arguments.yes else f"{plan.frees_bytes / 1e6:.1f} MB would be free"
     print(told + ("" if arguments.yes else "; nothing was removed, `align prune --yes` does it"))
     if store.remote:
         print(f"this is of {store.home} alone; nothing is removed in {store.remote.url} (docs/remote.md)")

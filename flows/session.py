@@ -2,6 +2,7 @@
 # ruff: noqa: T201 - a command prints
 
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -151,6 +152,8 @@ def _leave(number: int, frame: object) -> None:
 
 def _exit_at_once(code: int) -> NoReturn:
     """End all processes of this one, the temporary server among them, and go: Prefect would wait for an answer."""
+    from multiprocessing.util import get_temp_dir
+
     import psutil
 
     from tasks.child import end_server, stop_all
@@ -160,6 +163,7 @@ def _exit_at_once(code: int) -> NoReturn:
         with suppress(psutil.NoSuchProcess):
             child.terminate()
     end_server()
+    shutil.rmtree(get_temp_dir(), ignore_errors=True)  # the fork server's socket, which only an ordinary exit removes
     with suppress(OSError):
         sys.stdout.flush()
     os._exit(code)

@@ -24,10 +24,18 @@ class Difference(Contract):
     verdict: Verdict
     """`unclear` where chance explains the difference, or the measure has no better side."""
 
+    @property
+    def said(self) -> str:
+        """The verdict in words; `higher` or `lower` where that is sure, but neither better nor worse."""
+        if self.verdict != "unclear":
+            return self.verdict
+        if self.change.low <= 0 <= self.change.high:
+            return f"can't tell with {self.change.n} rows"
+        return "higher" if self.change.low > 0 else "lower"
+
     def __str__(self) -> str:
         """In words: `better: +0.12 [+0.03, +0.21]`, `can't tell with 40 rows: +0.02 [-0.05, +0.09]`."""
-        said = f"can't tell with {self.change.n} rows" if self.verdict == "unclear" else self.verdict
-        return f"{said}: {self.change.value:+.3g} [{self.change.low:+.3g}, {self.change.high:+.3g}]"
+        return f"{self.said}: {self.change.value:+.3g} [{self.change.low:+.3g}, {self.change.high:+.3g}]"
 
 
 class Comparison(Contract):

@@ -150,7 +150,8 @@ class ArtifactStore:
         self._locks.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self._locks / f"{name}.lock")
         if not _try(lock):
-            waiting(f"{self._holder(name)}, which makes it")
+            held = self._holder(name)
+            waiting(f"{'another task of this run' if held == holder else held}, which makes it")
             while not _try(lock):
                 stop_if_closing()
                 time.sleep(_SECONDS_BETWEEN_TRIES)

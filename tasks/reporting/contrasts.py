@@ -8,7 +8,7 @@ from models.evaluation import Estimate, EvaluationResult
 from tasks.comparing import win_rate
 from tasks.reporting.words import measure_name
 
-_MARKS: dict[Verdict, str] = {"better": "✓ better", "worse": "✗ worse", "unclear": "can't tell"}
+_MARKS: dict[Verdict, str] = {"better": "✓ ", "worse": "✗ ", "unclear": ""}
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def _row(one: Difference) -> DifferenceRow:
         after=f"{one.after:.3g}",
         change=f"{change.value:+.3g} [{change.low:+.3g}, {change.high:+.3g}]",
         verdict=one.verdict,
-        said=_MARKS[one.verdict] if one.verdict != "unclear" else f"can't tell with {change.n} rows",
+        said=_MARKS[one.verdict] + one.said,
         is_kind="/" in one.measure,
     )
 

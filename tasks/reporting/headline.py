@@ -7,7 +7,7 @@ from models.artifacts import Manifest
 from models.comparison import Comparison, Difference
 from models.gate import GateResult
 from models.run import RunRecord
-from tasks.reporting.words import STAGE_NAMES, duration, measure_name, memory
+from tasks.reporting.words import STAGE_NAMES, duration, measure_name, memory, seconds_between
 
 _TELLING = ("sampled_reward", "exact_match", "reward_score", "preference_accuracy", "loss")
 """Measures that may speak for a whole model; the first one that clearly moved does, else the first one there is."""
@@ -90,7 +90,9 @@ def _gate(gate: GateResult | None) -> Answer:
 
 def _cost(record: RunRecord, manifests: dict[str, Manifest]) -> Answer:
     spent = sum(outcome.seconds for outcome in record.stages)
-    judged = sum(evaluation.seconds for evaluation in record.evaluations)
+    took = seconds_between(record.started, record.finished or "")
+    judged = sum(evaluation.seconds for evaluation in record.evaluations)  # with those that were there already
+    judged = judged if took is None else min(judged, took)
     made = [manifests[one.checkpoint.name] for one in record.stages if one.checkpoint.name in manifests]
     peak = max((manifest.metrics.get("peak_memory_bytes", 0.0) for manifest in made), default=0.0)
     energy = sum(manifest.metrics.get("energy_joules", 0.0) for manifest in made)

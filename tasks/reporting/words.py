@@ -128,7 +128,13 @@ def moment(timestamp: str) -> str:
 
 def elapsed(started: str, finished: str) -> str:
     """Write the time between two ISO 8601 times, or a dash where one of them has another form."""
+    seconds = seconds_between(started, finished)
+    return UNKNOWN if seconds is None else duration(seconds)
+
+
+def seconds_between(started: str, finished: str) -> float | None:
+    """The time between two ISO 8601 times; none where one of them has another form."""
     try:
-        return duration((datetime.fromisoformat(finished) - datetime.fromisoformat(started)).total_seconds())
+        return (datetime.fromisoformat(finished) - datetime.fromisoformat(started)).total_seconds()
     except (ValueError, TypeError):
-        return UNKNOWN
+        return None
