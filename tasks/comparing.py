@@ -23,6 +23,11 @@ BETTER: dict[str, int] = {
 """Every measure that is compared, and whether more of it is better (1), less (-1), or neither."""
 
 
+def better_side(figure: str) -> int:
+    """`BETTER` for a figure by its full name, such as `extra: exact_match/sum`; 0 where it is not compared."""
+    return BETTER.get(figure.rpartition(": ")[2].partition("/")[0], 0)
+
+
 @dataclass(frozen=True)
 class _Mean:
     """A measure that is the mean of a number of each prompt."""

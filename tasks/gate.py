@@ -15,7 +15,7 @@ from models.evaluation import Estimate
 from models.gate import Better, ConditionResult, Gate, GateResult, NoWorse
 from models.recipe import Recipe
 from tasks.aliases import read_alias
-from tasks.comparing import BETTER
+from tasks.comparing import BETTER, better_side
 from tasks.files import replace_file
 from tasks.finding import as_checkpoint, resolve
 from tasks.store import ArtifactStore
@@ -127,7 +127,7 @@ def _gain(measure: str, comparison: Comparison) -> Estimate | None:
         rate: Estimate | None = getattr(comparison, measure)
         return rate and _moved(rate, 1, -0.5)
     difference = comparison.find(measure)
-    side = _side(measure)
+    side = better_side(measure)
     return _moved(difference.change, side) if difference and side else None
 
 
@@ -136,12 +136,8 @@ def _moved(figure: Estimate, side: int, by: float = 0.0) -> Estimate:
     return Estimate(value=side * (figure.value + by), low=ends[0], high=ends[1], n=figure.n)
 
 
-def _side(measure: str) -> int:
-    return BETTER.get(measure.rpartition(": ")[2].partition("/")[0], 0)
-
-
 def _with_a_better_side(comparison: Comparison) -> Iterator[str]:
-    yield from (one.measure for one in comparison.differences if _side(one.measure))
+    yield from (one.measure for one in comparison.differences if better_side(one.measure))
 
 
 def _told(gain: Estimate) -> str:

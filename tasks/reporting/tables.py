@@ -8,7 +8,7 @@ from models.artifacts import Attempt, Manifest, Stage
 from models.evaluation import Estimate
 from models.recipe import DPO, GRPO, Recipe, Training
 from models.run import RunRecord
-from tasks.comparing import BETTER
+from tasks.comparing import better_side
 from tasks.reporting.verdict import by_stage, movement
 from tasks.reporting.words import MEASURE_NAMES, TIMES, UNKNOWN, duration, measure_name, memory, number, stages_of
 
@@ -78,7 +78,7 @@ def _cell(record: RunRecord, stage: Stage, name: str, figure: Estimate | None) -
         return None
     moved = movement(record, stage, name)
     interval = f"[{number(figure.low)}, {number(figure.high)}]"
-    good = BETTER.get(name.rpartition(": ")[2].partition("/")[0], 0) * _SIGNS[moved]
+    good = better_side(name) * _SIGNS[moved]
     tone = {1: "better", -1: "worse"}.get(good, "")
     change = ", ".join(filter(None, (moved, tone))) if ARROWS[moved] else ""
     return Cell(number(figure.value), interval, ARROWS[moved], tone, change)
